@@ -1,0 +1,251 @@
+"""What the server, its workers and its prep processes say to each other over a unix socket.
+
+A frame is a four-byte big-endian length and one msgpack-encoded struct. The child speaks first (Hello); a
+protocol hash that differs means two versions of mlxm, and the only cure is a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import struct
+from typing import Any, TypeVar
+
+import msgspec
+
+from mlxm import __version__
+from mlxm.errors import BY_CODE, InternalError, MlxmError, ProtocolMismatch
+from mlxm.types import FinishReason, Message, Sampling, Usage
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """An MlxmError on its way between processes."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    param: str | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: MlxmError) -> Fault:
+        """Pack an error."""
+        return cls(
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            param=error.param,
+            retry_after_s=error.retry_after_s,
+        )
+
+    def error(self) -> MlxmError:
+        """The same error on this side."""
+        kind = BY_CODE.get(self.code, InternalError)
+        return kind(self.message, hint=self.hint, param=self.param, retry_after_s=self.retry_after_s)
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """The child's first frame."""
+
+    protocol: str
+    version: str
+    pid: int
+    capabilities: tuple[str, ...] = ()
+
+
+# ── server → worker ──────────────────────────────────────────────────────────────────────────────
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    """Load the model in folder `path`; answered by LoadProgress*, then Loaded or LoadFailed."""
+
+    path: str
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
+    """Start a request; answered by exactly one RequestEnded whatever happens."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling = Sampling()
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """Stop a request; idempotent, and ignored when the request has ended."""
+
+    request_id: str
+    reason: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Leave now; the child exits with 0."""
+
+
+# ── worker → server ──────────────────────────────────────────────────────────────────────────────
+
+
+class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="load_progress"):
+    """Bytes of weights read so far."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
+    """The model answered a first forward and is ready."""
+
+    architecture: str
+    vocab_size: int
+    context_length: int | None
+    active_bytes: int
+    load_s: float
+
+
+class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag="load_failed"):
+    """The model cannot be used."""
+
+    fault: Fault
+
+
+class RequestStarted(msgspec.Struct, frozen=True, kw_only=True, tag="request_started"):
+    """The request left the queue."""
+
+    request_id: str
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
+    """New text of one choice; `seq` counts from 0 per request without a gap."""
+
+    request_id: str
+    choice: int
+    seq: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+
+
+class RequestEnded(msgspec.Struct, frozen=True, kw_only=True, tag="request_ended"):
+    """The one terminal event: it alone releases what the request held."""
+
+    request_id: str
+    usage: Usage
+    fault: Fault | None = None
+    cancelled: str | None = None
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """All that one engine step produced, for all its rows."""
+
+    events: tuple[RequestStarted | Delta | RequestEnded, ...]
+
+
+# ── server ↔ prep ────────────────────────────────────────────────────────────────────────────────
+
+
+class Render(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
+    """Turn a conversation into token ids with the template and tokenizer of the model in folder `path`."""
+
+    job: int
+    path: str
+    messages: tuple[Message, ...]
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
+    """The prompt's token ids."""
+
+    job: int
+    ids: tuple[int, ...]
+
+
+class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag="job_failed"):
+    """A prep job that could not be done."""
+
+    job: int
+    fault: Fault
+
+
+ToWorker = Load | Generate | Cancel | Shutdown
+FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step
+ToPrep = Render | Shutdown
+FromPrep = Hello | Tokens | JobFailed
+
+FrameT = TypeVar("FrameT")
+
+
+def _protocol_hash() -> str:
+    """A digest of every frame's shape, so that no version number has to be remembered."""
+    shape, components = msgspec.json.schema_components((ToWorker, FromWorker, ToPrep, FromPrep))
+    return hashlib.sha256(msgspec.json.encode((shape, components), order="deterministic")).hexdigest()[:16]
+
+
+PROTOCOL = _protocol_hash()
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: msgspec.Struct) -> bytes:
+    """The frame as it goes on the wire."""
+    body = _encoder.encode(frame)
+    return _LENGTH.pack(_checked(len(body))) + body
+
+
+def _checked(length: int) -> int:
+    if length > MAX_FRAME_BYTES:
+        raise ProtocolMismatch(f"A frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}.")
+    return length
+
+
+class Decoder:
+    """Reads frames of one union type, from asyncio streams or blocking sockets."""
+
+    def __init__(self, kind: Any) -> None:
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+
+    def _frame(self, body: bytes) -> Any:
+        try:
+            return self._decode(body)
+        except msgspec.DecodeError as error:
+            raise ProtocolMismatch("A frame could not be read.", hint="Restart the server.") from error
+
+    async def read(self, stream: asyncio.StreamReader) -> Any | None:
+        """The next frame, or None at the end of the stream."""
+        try:
+            (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
+            return self._frame(await stream.readexactly(_checked(length)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    def read_blocking(self, sock: socket.socket) -> Any | None:
+        """The next frame, or None at the end of the stream."""
+        head = _receive(sock, _LENGTH.size)
+        if head is None:
+            return None
+        body = _receive(sock, _checked(_LENGTH.unpack(head)[0]))
+        return None if body is None else self._frame(body)
+
+
+def _receive(sock: socket.socket, size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        try:
+            chunk = sock.recv(min(size - len(parts), 1 << 20))
+        except ConnectionError:
+            return None
+        if not chunk:
+            return None
+        parts += chunk
+    return bytes(parts)
+
+
+def check_hello(hello: Hello) -> None:
+    """Refuse a child of another version."""
+    if hello.protocol != PROTOCOL:
+        raise ProtocolMismatch(
+            f"This is mlxm {__version__}, its child process is mlxm {hello.version}.",
+            hint="mlxm was changed while it ran: restart the server.",
+        )
