@@ -19,6 +19,7 @@ MlxmError
 ├── TimedOut / Cancelled
 ├── ModelBroken               files on disk that cannot be used
 ├── ConfigInvalid
+│   └── OpenWithoutKey        a bind beyond this machine that nothing would protect
 ├── StoreError
 │   ├── StoreReadOnly / DiskFull
 │   └── SecretUnreadable
@@ -127,6 +128,10 @@ class ModelBroken(MlxmError):
 
 class ConfigInvalid(MlxmError):
     code = "config_invalid"
+
+
+class OpenWithoutKey(ConfigInvalid):
+    code = "open_without_key"
 
 
 class StoreError(MlxmError):

@@ -6,17 +6,19 @@ protocol hash that differs means two versions of mlxm, and the only cure is a re
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import socket
 import struct
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from mlxm import __version__
 from mlxm.errors import BY_CODE, InternalError, MlxmError, ProtocolMismatch
 from mlxm.types import FinishReason, Message, Sampling, Usage
+
+if TYPE_CHECKING:
+    import asyncio  # children read blocking sockets and start faster without it
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
@@ -156,6 +158,12 @@ class Render(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
     messages: tuple[Message, ...]
 
 
+class JobStarted(msgspec.Struct, frozen=True, kw_only=True, tag="job_started"):
+    """The model's tokenizer is in memory; from here on the job's own time and memory count."""
+
+    job: int
+
+
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
     """The prompt's token ids."""
 
@@ -173,7 +181,7 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag="job_failed"):
 ToWorker = Load | Generate | Cancel | Shutdown
 FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step
 ToPrep = Render | Shutdown
-FromPrep = Hello | Tokens | JobFailed
+FromPrep = Hello | JobStarted | Tokens | JobFailed
 
 FrameT = TypeVar("FrameT")
 
@@ -209,7 +217,7 @@ class Decoder:
     def _frame(self, body: bytes) -> Any:
         try:
             return self._decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProtocolMismatch("A frame could not be read.", hint="Restart the server.") from error
 
     async def read(self, stream: asyncio.StreamReader) -> Any | None:
@@ -217,7 +225,7 @@ class Decoder:
         try:
             (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
             return self._frame(await stream.readexactly(_checked(length)))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (EOFError, ConnectionError):
             return None
 
     def read_blocking(self, sock: socket.socket) -> Any | None:

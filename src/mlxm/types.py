@@ -5,7 +5,7 @@ They know no API dialect, no HTTP and no MLX. Dialects translate to and from the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 import msgspec
@@ -90,7 +90,9 @@ Event = Started | TextDelta | ChoiceEnded | Ended
 class Backend(Protocol):
     """Whatever can answer a chat: a local model, a cloud, a server elsewhere.
 
-    Closing the iterator early cancels the request and frees all that it held.
+    Closing the generator early cancels the request and frees all that it held.
     """
 
-    def chat(self, request: ChatRequest) -> AsyncIterator[Event]: ...
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """Answer `request`: Started first, Ended last."""
+        ...

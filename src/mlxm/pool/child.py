@@ -21,6 +21,7 @@ from mlxm.frames import Decoder, Hello, Shutdown, check_hello, encode
 
 LAST_WORDS_BYTES = 8192
 _STREAM_LIMIT_BYTES = 1 << 20
+_EXIT_S = 1.0
 
 
 class Child:
@@ -50,11 +51,17 @@ class Child:
         environ: Mapping[str, str] | None = None,
         hello_timeout_s: float = 60.0,
     ) -> Child:
-        """Exec `python -m module --fd N …` and wait for its hello; `frames` is the union it may send."""
-        ours, theirs = socket.socketpair()
+        """Exec `python -m module --fd N …` and wait for its hello; `frames` is the union it may send.
+
+        -P keeps the current folder off the child's import path: a jinja2.py lying there must not be run.
+        """
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise _could_not_start(module, error) from error
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, "--fd", str(theirs.fileno()), *arguments,
+                sys.executable, "-P", "-m", module, "--fd", str(theirs.fileno()), *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -64,7 +71,10 @@ class Child:
             )  # fmt: skip
         except OSError as error:
             ours.close()
-            raise InternalError(f"Could not start {module}: {error.strerror}.") from error
+            raise _could_not_start(module, error) from error
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_STREAM_LIMIT_BYTES)
@@ -90,6 +100,11 @@ class Child:
     def pid(self) -> int:
         """The child's process id."""
         return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the process ended, negative for a signal; None while it runs."""
+        return self._process.returncode
 
     @property
     def is_running(self) -> bool:
@@ -129,6 +144,9 @@ class Child:
 
     async def death(self, name: str) -> MlxmError:
         """Why the child ended, with its last words; call it only once its frames have ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EXIT_S):  # its socket closes a little before its own end
+                await self._process.wait()
         await self.kill()
         code = self._process.returncode
         how = f"ended with exit code {code}"
@@ -145,3 +163,7 @@ class Child:
             return
         while chunk := await stderr.read(LAST_WORDS_BYTES):
             self._last_words = (self._last_words + chunk)[-LAST_WORDS_BYTES:]
+
+
+def _could_not_start(module: str, error: OSError) -> InternalError:
+    return InternalError(f"Could not start {module}: {error.strerror}.")

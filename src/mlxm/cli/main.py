@@ -1,0 +1,177 @@
+"""The `mlxm` command: one table of commands, each loaded when it runs.
+
+One wrapper turns every failure into words (or JSON) on stderr and an exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, Literal, cast
+
+import typer
+from typer._click.exceptions import NoArgsIsHelpError, UsageError  # typer exports no usage error but BadParameter
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from mlxm import __version__
+from mlxm.cli.output import ExitCode, exit_code_of, print_error, print_line
+from mlxm.errors import MlxmError
+
+PROG_NAME = "mlxm"
+COMPLETE_VARIABLE = "_MLXM_COMPLETE"
+
+# typer names what is near inside its message: once as a question, once in brackets.
+_NEAREST_NAMES = re.compile(r" Did you mean (?P<names>.+)\?$| \(Possible options: (?P<options>.+)\)$")
+
+ColorChoice = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEntry:
+    """Where a command lives and what it is for; its module defines `app`."""
+
+    module: str
+    short_help: str
+
+
+COMMANDS: dict[str, CommandEntry] = {
+    "serve": CommandEntry("mlxm.cli.serve", "Start the server."),
+    "config": CommandEntry("mlxm.cli.config", "Read and change settings."),
+    "doctor": CommandEntry("mlxm.cli.doctor", "Check this machine and say what to fix."),
+    "completion": CommandEntry("mlxm.cli.completion", "Complete commands and options in your shell."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its commands from the table and imports the one that runs."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, entry in COMMANDS.items():
+            self.add_command(TyperCommand(name, short_help=entry.short_help, rich_markup_mode=None))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The named command itself, where listing and completing names are content with the table's line."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and load_command(args[0]), rest
+
+
+def load_command(name: str) -> TyperCommand | TyperGroup:
+    """Import a command of the table."""
+    command = cast("TyperCommand | TyperGroup", get_command(import_module(COMMANDS[name].module).app))
+    command.name = name
+    _print_help_plainly(command)
+    return command
+
+
+def _print_help_plainly(command: Any) -> None:
+    """Have help written without rich, which costs more time than all the rest of it."""
+    command.rich_markup_mode = None
+    if isinstance(command, TyperGroup):
+        for child in command.commands.values():
+            _print_help_plainly(child)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    """Print the version and end."""
+    if value:
+        print_line(f"{PROG_NAME} {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="\b\nExamples:\n  mlxm serve\n  mlxm config set server.port 8080\n  mlxm doctor --json")
+def _root(
+    ctx: typer.Context,
+    *,
+    version: Annotated[  # noqa: ARG001  # its callback acts
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    color: Annotated[ColorChoice, typer.Option(help="Colour what is printed.")] = "auto",
+) -> None:
+    """Find, download, run and serve MLX models."""
+    _choose_color(color)
+    if ctx.invoked_subcommand is not None:
+        return
+    if not sys.stdout.isatty():
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(ExitCode.USAGE)
+    from mlxm.cli.status import print_status
+
+    print_status()
+
+
+def _choose_color(color: ColorChoice) -> None:
+    """Say it in the environment's own words, so that rich and child processes obey too."""
+    if color == "auto":
+        return
+    wanted, unwanted = ("FORCE_COLOR", "NO_COLOR") if color == "always" else ("NO_COLOR", "FORCE_COLOR")
+    os.environ[wanted] = "1"
+    os.environ.pop(unwanted, None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit code is returned, and what went wrong is on stderr."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in args[: args.index("--")] if "--" in args else "--json" in args
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+    except MlxmError as error:
+        print_error(error.code, error.message, error.hint, as_json=as_json)
+        return exit_code_of(error)
+    except NoArgsIsHelpError as error:
+        typer.echo(error.format_message(), err=True)
+        return error.exit_code
+    except typer.TyperException as error:
+        message, hint = _explain_usage(error)
+        print_error("usage", message, hint, as_json=as_json)
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        _discard_stdout()
+        return ExitCode.FAILED
+    if code == ExitCode.INTERRUPTED and sys.stderr.isatty():
+        sys.stderr.write("\n")  # the prompt would stand behind ^C
+    return code
+
+
+def _run(args: list[str]) -> int:
+    """Parse and call; a command ends well by returning, otherwise by typer.Exit or an error."""
+    if COMPLETE_VARIABLE in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # public, but not re-exported by name
+
+        completion_init()
+    code = get_command(app).main(args=args, prog_name=PROG_NAME, complete_var=COMPLETE_VARIABLE, standalone_mode=False)
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _explain_usage(error: typer.TyperException) -> tuple[str, str | None]:
+    """What typer complains about, with the nearest names or the way to the help as the hint."""
+    said = error.format_message()
+    nearest = _NEAREST_NAMES.search(said)
+    message = _NEAREST_NAMES.sub("", said).replace("Value error, ", "").removesuffix(".") + "."
+    if nearest is not None:
+        return message, f"Did you mean {nearest['names'] or nearest['options']}?"
+    if isinstance(error, UsageError) and error.ctx is not None:
+        return message, f"See: {error.ctx.command_path} --help"
+    return message, None
+
+
+def _discard_stdout() -> None:
+    """Let the interpreter's last flush go nowhere: whoever read our output has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,52 @@
+"""`mlxm serve`: the server in the foreground, and the lines to paste into whatever should use it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mlxm.cli.output import ExitCode, JsonFlag, print_json, print_line, print_note
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(epilog="Example: mlxm serve --port 8080")
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="The address to listen on, one of this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on; 0 takes a free one.")] = None,
+    drain: Annotated[
+        float | None, typer.Option(help="How many seconds requests may take to finish when the server is told to stop.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start the server.
+
+    It serves until Ctrl-C or SIGTERM; requests under way are finished first, unless it is told twice.
+    """
+    from mlxm.hub import Hub, HubSettings
+    from mlxm.server.run import run_server
+    from mlxm.settings import load_settings
+
+    settings = load_settings({"server.host": host, "server.port": port, "server.drain_s": drain})
+    is_finished = run_server(
+        lambda settings: Hub(HubSettings.of(settings)), settings, lambda url: announce(url, as_json=as_json)
+    )
+    if not is_finished:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def announce(url: str, *, as_json: bool) -> None:
+    """Say where the server is, and how to use it."""
+    if as_json:
+        print_json({"url": url, "openai_base_url": f"{url}/v1"})
+        sys.stdout.flush()
+        return
+    body = '{"model": "mlxm/tiny", "messages": [{"role": "user", "content": "Hello"}]}'
+    print_line(f"mlxm is ready at {url}\n")
+    print_line(f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=none")
+    print_line(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n")
+    sys.stdout.flush()
+    print_note("Ctrl-C stops it.")

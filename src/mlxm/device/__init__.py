@@ -1,0 +1,1 @@
+"""Everything that touches MLX: it runs on the main thread of a worker process and nowhere else."""

@@ -1,0 +1,134 @@
+"""What everything else is built from, and the way of one request through it: router, prep, pool."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from mlxm.errors import Cancelled, ContextTooLong
+from mlxm.frames import Delta, Fault, Generate, RequestEnded, RequestStarted
+from mlxm.pool.pool import LocalModel, Pool
+from mlxm.pool.prep import Prep, PrepLimits
+from mlxm.pool.stream import RequestEvent
+from mlxm.pool.worker import WorkerOptions
+from mlxm.router import Router
+from mlxm.settings import Settings
+from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, Started, TextDelta
+
+UNKNOWN_CONTEXT_MAX_TOKENS = 4096
+"""How far an unlimited answer goes when the model's files do not say how long its context is."""
+
+
+class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hub needs to know."""
+
+    home: Path
+    prep: PrepLimits = PrepLimits()
+    worker: WorkerOptions = WorkerOptions()
+
+    @classmethod
+    def of(cls, settings: Settings) -> HubSettings:
+        """The hub's part of all settings."""
+        return cls(
+            home=settings.home,
+            prep=PrepLimits(timeout_s=settings.prep.timeout_s, memory_bytes=settings.prep.memory),
+            worker=WorkerOptions(blas=settings.worker.blas, load_timeout_s=settings.worker.load_timeout_s),
+        )
+
+
+class Hub:
+    """Answers chats with the models of this machine; `start` it before and `close` it after, or use `async with`."""
+
+    def __init__(self, settings: HubSettings) -> None:
+        self._router = Router(settings.home)
+        self._prep = Prep(settings.prep)
+        self._pool = Pool(settings.worker)
+        self._unready: str | None = "mlxm is starting"
+
+    async def start(self) -> None:
+        """Start what requests will need."""
+        await self._prep.start()
+        self._unready = None
+
+    async def close(self) -> None:
+        """End every process; requests that are not complete fail with Draining."""
+        self._unready = "mlxm is stopping"
+        await self._pool.close()
+        await self._prep.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def ready(self) -> str | None:
+        """Why requests cannot be served now, or None."""
+        return self._unready
+
+    def models(self) -> tuple[str, ...]:
+        """The names that requests may use."""
+        return self._router.names()
+
+    async def chat(self, request: ChatRequest, *, may_be_path: bool = False) -> AsyncGenerator[Event, None]:
+        """Answer `request`: Started first, Ended last; closing it early cancels the request.
+
+        `may_be_path` lets the model be a folder; it is for callers on this machine alone.
+        """
+        model = await self._router.resolve(request.model, may_be_path=may_be_path)
+        prompt_ids = await self._prep.render(model.folder, request.messages)
+        order = Generate(
+            request_id=request.request_id,
+            prompt_ids=prompt_ids,
+            sampling=request.sampling,
+            max_tokens=_room(model, len(prompt_ids), request.max_tokens),
+            stop=request.stop,
+        )
+        async with aclosing(self._pool.generate(model, order)) as frames:
+            async for frame in frames:
+                for event in _events(frame, len(prompt_ids)):
+                    yield event
+
+
+def _room(model: LocalModel, num_prompt: int, max_tokens: int | None) -> int:
+    """How many tokens the answer may have; raises ContextTooLong when the context cannot hold them."""
+    if model.context_length is None:
+        return UNKNOWN_CONTEXT_MAX_TOKENS if max_tokens is None else max_tokens
+    room = model.context_length - num_prompt
+    asked = 1 if max_tokens is None else max_tokens
+    if asked > room:
+        wanted = "" if max_tokens is None else f" and max_tokens asks for {max_tokens} more"
+        raise ContextTooLong(
+            f"The prompt has {num_prompt} tokens{wanted}, but the context of {model.name} holds "
+            f"{model.context_length}.",
+            hint="Shorten the conversation or lower max_tokens.",
+            param="messages",
+        )
+    return room if max_tokens is None else max_tokens
+
+
+def _events(frame: RequestEvent, num_prompt: int) -> tuple[Event, ...]:
+    """What a frame means to those who know no frames; raises what ended the request."""
+    match frame:
+        case RequestStarted():
+            return (Started(prompt_tokens=num_prompt),)
+        case Delta():
+            return _delta_events(frame)
+        case RequestEnded(fault=Fault() as fault):
+            raise fault.error()
+        case RequestEnded(cancelled=str(reason)):
+            raise Cancelled(f"The request was cancelled: {reason}.")
+        case RequestEnded():
+            return (Ended(usage=frame.usage),)
+
+
+def _delta_events(delta: Delta) -> tuple[Event, ...]:
+    text = TextDelta(choice=delta.choice, text=delta.text, token_ids=delta.token_ids)
+    if delta.finish_reason is None:
+        return (text,)
+    return (text, ChoiceEnded(choice=delta.choice, reason=delta.finish_reason))

@@ -1,0 +1,159 @@
+"""The server's side of one worker: a model in a process of its own, and the requests that it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from mlxm.errors import Conflict, Draining, InternalError, MlxmError, ProtocolMismatch, TimedOut
+from mlxm.frames import Cancel, FromWorker, Generate, Load, Loaded, LoadFailed, LoadProgress, Step
+from mlxm.pool.child import Child
+from mlxm.pool.stream import RequestEvent, RequestStream
+
+_STOP_S = 5.0
+
+Progress = Callable[[LoadProgress], None]
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How workers are started; `blas_threads` None leaves the number to the library."""
+
+    blas: str = "auto"
+    blas_threads: int | None = None
+    hello_timeout_s: float = 60.0
+    load_timeout_s: float = 300.0
+
+    def arguments(self) -> tuple[str, ...]:
+        """The same on the worker's command line."""
+        threads = () if self.blas_threads is None else ("--blas-threads", str(self.blas_threads))
+        return ("--blas", self.blas, *threads)
+
+
+def _ignore(_: object = None) -> None:
+    """For those who do not want to know."""
+
+
+class Worker:
+    """A worker process; the model `name` is what its errors speak of."""
+
+    def __init__(self, child: Child, name: str, options: WorkerOptions) -> None:
+        self._child = child
+        self._name = name
+        self._options = options
+        self._requests: dict[str, RequestStream] = {}
+        self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        self._report: Progress = _ignore
+        self._end: MlxmError | None = None
+        self._reading = asyncio.create_task(self._read(), name=f"worker {name}")
+
+    @classmethod
+    async def start(cls, name: str, options: WorkerOptions) -> Worker:
+        """Start a worker that has no model yet; raises WorkerDied or ProtocolMismatch."""
+        child = await Child.start(
+            "mlxm.worker", FromWorker, arguments=options.arguments(), hello_timeout_s=options.hello_timeout_s
+        )
+        return cls(child, name, options)
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._child.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests can be sent to it."""
+        return self._end is None
+
+    @property
+    def num_requests(self) -> int:
+        """How many requests it has not ended yet."""
+        return len(self._requests)
+
+    async def load(self, folder: Path, report: Progress = _ignore) -> Loaded:
+        """Load its model; when this raises, the worker has been ended."""
+        self._report = report
+        self._child.send(Load(path=str(folder)))
+        try:
+            async with asyncio.timeout(self._options.load_timeout_s):
+                return await asyncio.shield(self._loaded)
+        except TimeoutError:
+            await self.kill()
+            raise TimedOut(f"{self._name} was not loaded within {self._options.load_timeout_s:g} s.") from None
+        except BaseException:
+            await self.kill()
+            raise
+
+    def generate(self, request: Generate, on_end: Callable[[], None] = _ignore) -> RequestStream:
+        """Send a request; `on_end` is called once the worker is done with it, by itself or because it died."""
+        if self._end is not None:
+            raise self._end
+        if request.request_id in self._requests:
+            raise Conflict(f"A request {request.request_id} is already running.")
+
+        def cancel(reason: str) -> None:
+            self._child.send(Cancel(request_id=request.request_id, reason=reason))
+
+        def forget() -> None:
+            del self._requests[request.request_id]
+            on_end()
+
+        stream = self._requests[request.request_id] = RequestStream(cancel=cancel, on_end=forget)
+        self._child.send(request)
+        return stream
+
+    async def stop(self) -> None:
+        """Let the worker leave; requests that it still runs fail with Draining."""
+        self._finish(Draining(f"{self._name} is being unloaded.", retry_after_s=1.0))
+        await self._child.stop(_STOP_S)
+        await asyncio.wait([self._reading])
+
+    async def kill(self) -> None:
+        """End the worker now."""
+        self._finish(Draining(f"{self._name} is being unloaded.", retry_after_s=1.0))
+        await self._child.kill()
+        await asyncio.wait([self._reading])
+
+    async def _read(self) -> None:
+        try:
+            async for frame in self._child.frames():
+                self._dispatch(frame)
+            self._finish(await self._child.death(f"The worker of {self._name}"))
+        except ProtocolMismatch as error:
+            self._finish(error)
+            await self._child.kill()
+        finally:
+            self._finish(InternalError(f"Nobody listens to the worker of {self._name} any more."))
+
+    def _dispatch(self, frame: FromWorker) -> None:
+        match frame:
+            case Step(events=events):
+                for event in events:
+                    self._pass_on(event)
+            case LoadProgress():
+                self._report(frame)
+            case Loaded() if not self._loaded.done():
+                self._loaded.set_result(frame)
+            case LoadFailed(fault=fault):
+                self._finish(fault.error())
+            case _:
+                raise ProtocolMismatch(f"The worker sent an unexpected {type(frame).__name__}.")
+
+    def _pass_on(self, event: RequestEvent) -> None:
+        """Requests that failed here already are not known any more."""
+        stream = self._requests.get(event.request_id)
+        if stream is not None:
+            stream.put(event)
+
+    def _finish(self, reason: MlxmError) -> None:
+        """Answer everybody who waits; the first reason counts."""
+        if self._end is not None:
+            return
+        self._end = reason
+        if not self._loaded.done():
+            self._loaded.set_exception(reason)
+            self._loaded.exception()  # whether or not anybody waits for it
+        for stream in list(self._requests.values()):
+            stream.fail(reason)

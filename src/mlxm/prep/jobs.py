@@ -1,0 +1,85 @@
+"""The process's loop: one job at a time on the main thread, while a reader thread watches for the parent's end."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mlxm import __version__
+from mlxm.errors import MlxmError, ProtocolMismatch
+from mlxm.frames import PROTOCOL, Decoder, Fault, Hello, JobFailed, JobStarted, Render, Tokens, ToPrep, encode
+from mlxm.prep.limits import MemoryGuard, job_over_memory, limit_cpu
+from mlxm.prep.shelf import Prompter, Shelf
+
+_LOAD_BYTES: Final = 3 * 1024**3
+
+Send = Callable[[msgspec.Struct], None]
+
+
+def serve(sock: socket.socket, memory_bytes: int) -> None:
+    """Say hello and answer jobs; the reader ends the process when the parent says so or is gone."""
+    inbox: queue.SimpleQueue[Render] = queue.SimpleQueue()
+
+    def send(frame: msgspec.Struct) -> None:
+        try:
+            sock.sendall(encode(frame))
+        except ConnectionError:
+            os._exit(0)
+
+    send(Hello(protocol=PROTOCOL, version=__version__, pid=os.getpid(), capabilities=("render",)))
+    threading.Thread(target=_read, args=(sock, inbox), name="reader", daemon=True).start()
+    jobs = Jobs(send, Shelf(), MemoryGuard(), memory_bytes)
+    while True:
+        jobs.do(inbox.get())
+
+
+def _read(sock: socket.socket, inbox: queue.SimpleQueue[Render]) -> None:
+    decoder = Decoder(ToPrep)
+    try:
+        while isinstance(frame := decoder.read_blocking(sock), Render):
+            inbox.put(frame)
+    except ProtocolMismatch as error:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # at once, whatever the main thread is doing
+
+
+class Jobs:
+    """Does jobs, each within its limits, and answers every one of them."""
+
+    def __init__(self, send: Send, shelf: Shelf, guard: MemoryGuard, memory_bytes: int) -> None:
+        self._send = send
+        self._shelf = shelf
+        self._guard = guard
+        self._memory_bytes = memory_bytes
+
+    def do(self, job: Render) -> None:
+        """Answer one job with Tokens or JobFailed."""
+        limit_cpu()
+        try:
+            self._send(Tokens(job=job.job, ids=self._ids(job)))
+        except MlxmError as error:
+            self._send(JobFailed(job=job.job, fault=Fault.of(error)))
+
+    def _ids(self, job: Render) -> tuple[int, ...]:
+        with self._guard.watched(_LOAD_BYTES):
+            prompter = self._shelf.take(Path(job.path))
+        self._send(JobStarted(job=job.job))
+        with self._guard.watched(self._memory_bytes):
+            return prompter.encode(self._text(prompter, job))
+
+    def _text(self, prompter: Prompter, job: Render) -> str:
+        try:
+            with self._guard.refused(self._memory_bytes):
+                return prompter.render(job.messages)
+        except MemoryError as error:
+            raise job_over_memory(self._memory_bytes) from error

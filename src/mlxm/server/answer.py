@@ -1,0 +1,87 @@
+"""One chat under way: the backend's events, in a task of their own.
+
+So a wait for the next event can time out without losing it, and the answer can be ended from outside: by a client that
+left, or by a server that shuts down. The buffer is small; a backend that is ahead waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+from mlxm.errors import InternalError, MlxmError
+from mlxm.server.entry import Entry
+from mlxm.server.errors import guarded
+from mlxm.server.live import Live
+from mlxm.types import Backend, ChatRequest, Ended, Event
+
+MAX_BUFFERED = 64
+
+
+class Answer:
+    """The events of one chat; `close` must be called, and frees everything."""
+
+    def __init__(self, backend: Backend, chat: ChatRequest, *, live: Live, entry: Entry) -> None:
+        self._backend = backend
+        self._chat = chat
+        self._live = live
+        self._entry = entry
+        self._buffer: list[Event] = []
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._failure: MlxmError | None = None
+        self._task = asyncio.create_task(guarded(self._pump(), chat.request_id))
+        self._task.add_done_callback(lambda _: self._arrived.set())
+        live.add(self.fail)
+
+    async def take(self, wait_s: float | None = None) -> list[Event]:
+        """All events that have arrived since; nothing when none came within `wait_s`. Raises what ended the answer."""
+        if not self._arrived.is_set():
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return []
+        events, self._buffer = self._buffer, []
+        if not events:
+            raise self._reason()
+        self._taken.set()
+        if not self._task.done():
+            self._arrived.clear()
+        return events
+
+    async def take_all(self) -> list[Event]:
+        """Every event to the end."""
+        events: list[Event] = []
+        while not (events and isinstance(events[-1], Ended)):
+            events += await self.take()
+        return events
+
+    def fail(self, error: MlxmError) -> None:
+        """End the answer with `error`, after what has arrived already."""
+        if self._failure is None and not self._task.done():
+            self._failure = error
+            self._task.cancel()
+
+    async def close(self) -> None:
+        """Cancel what still runs, and wait until the backend has let go of it."""
+        self._live.discard(self.fail)
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _pump(self) -> None:
+        async with aclosing(self._backend.chat(self._chat)) as events:
+            async for event in events:
+                self._entry.see(event)
+                self._buffer.append(event)
+                self._arrived.set()
+                while len(self._buffer) >= MAX_BUFFERED:
+                    self._taken.clear()
+                    await self._taken.wait()
+
+    def _reason(self) -> MlxmError:
+        """Why there is nothing more."""
+        if self._failure is not None:
+            return self._failure
+        error = None if self._task.cancelled() else self._task.exception()
+        return error if isinstance(error, MlxmError) else InternalError("The answer ended without its last event.")

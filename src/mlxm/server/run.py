@@ -1,0 +1,208 @@
+"""The server's life: start everything at once, say when it is ready, serve, drain, close.
+
+The port is open before anything else, so that early clients wait instead of failing, and the heavy imports of the HTTP
+side run in a thread while the backend starts its processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mlxm.errors import InternalError
+from mlxm.server.limits import Limits
+from mlxm.server.listen import open_listener
+from mlxm.server.live import Live
+from mlxm.server.stop import Stop
+from mlxm.settings import Settings
+from mlxm.store.audit import Audit, AuditRow
+from mlxm.store.db import Database
+from mlxm.store.lock import HomeLock
+from mlxm.types import ChatRequest, Event
+
+if TYPE_CHECKING:
+    from mlxm.server.embedded import EmbeddedServer
+
+DATABASE_NAME = "mlxm.db"
+
+# After the drain: how long the last words may take, then the connections, then the backend.
+LAST_WORDS_S = 2.0
+CONNECTIONS_S = 3.0
+BACKEND_S = 10.0
+HURRIED_S = 0.5
+
+
+class Served(Protocol):
+    """A backend with a life of its own; the hub is one."""
+
+    async def start(self) -> None:
+        """Begin; afterwards `ready` tells whether requests are served."""
+        ...
+
+    async def close(self) -> None:
+        """Free everything; also when `start` was cut short."""
+        ...
+
+    def ready(self) -> str | None:
+        """Why requests are not served, or None."""
+        ...
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """Answer a chat."""
+        ...
+
+
+def run_server(make_backend: Callable[[Settings], Served], settings: Settings, announce: Callable[[str], None]) -> bool:
+    """Be the one server of the home until a signal ends it; `announce` gets the URL once requests are served.
+
+    Returns False when a second signal cut the end short. Raises AlreadyRunning, PortInUse, OpenWithoutKey, and what
+    backend and store raise when they cannot start.
+    """
+    with HomeLock(settings.home):
+        listener = open_listener(settings.server.host, settings.server.port)
+        with listener:
+            return asyncio.run(_run(make_backend, settings, listener, announce))
+
+
+async def _run(
+    make_backend: Callable[[Settings], Served],
+    settings: Settings,
+    listener: socket.socket,
+    announce: Callable[[str], None],
+) -> bool:
+    url = _url_of(listener)
+    return await ServerLife(make_backend(settings), settings, listener).run(lambda: announce(url))
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class LateTrail:
+    """The audit trail of a database that may still be opening."""
+
+    def __init__(self, opening: asyncio.Task[Database]) -> None:
+        self._opening = opening
+
+    async def record(self, row: AuditRow) -> None:
+        """Keep `row` for good."""
+        await Audit(await asyncio.shield(self._opening)).record(row)
+
+
+class ServerLife:
+    """One run, from the open port to the last connection."""
+
+    def __init__(self, backend: Served, settings: Settings, listener: socket.socket) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._listener = listener
+        self._live = Live()
+        self._stop = Stop()
+        self._starting = asyncio.create_task(backend.start())
+        self._opening = asyncio.create_task(Database.open(settings.home / DATABASE_NAME))
+
+    async def run(self, announce: Callable[[], None]) -> bool:
+        """Serve until told to stop; False when that was said twice."""
+        self._stop.listen()
+        try:
+            server = await asyncio.to_thread(self._make_server)
+            await self._serve(server, announce)
+        finally:
+            await self._close()
+        return not self._stop.insisted.is_set()
+
+    def _make_server(self) -> EmbeddedServer:
+        """Import and build the HTTP side; it takes longer than all the rest, so it runs in a thread."""
+        from mlxm.server.embedded import EmbeddedServer  # noqa: PLC0415  # as above
+        from mlxm.server.log import configure_log  # noqa: PLC0415  # as above
+        from mlxm.server.services import Services  # noqa: PLC0415  # as above
+
+        configure_log(self._settings.log.level, self._settings.log.format)
+        server = self._settings.server
+        limits = Limits(
+            max_body_bytes=server.max_body_bytes,
+            body_timeout_s=server.body_timeout_s,
+            send_timeout_s=server.send_timeout_s,
+        )
+        services = Services(
+            backend=self._backend,
+            ready=self._why_not_ready,
+            trail=LateTrail(self._opening),
+            limits=limits,
+            live=self._live,
+        )
+        return EmbeddedServer(services, self._listener)
+
+    def _why_not_ready(self) -> str | None:
+        if not self._starting.done():
+            return "the processes behind it are not up yet."
+        if not self._opening.done():
+            return "the database is not open yet."
+        return self._backend.ready()
+
+    async def _serve(self, server: EmbeddedServer, announce: Callable[[], None]) -> None:
+        serving = asyncio.create_task(server.serve())
+        try:
+            if await self._until_stopped(serving, {self._starting, self._opening}):
+                announce()
+                await self._until_stopped(serving, set())
+            await self._drain()
+        finally:
+            server.stop()
+            await asyncio.wait({serving}, timeout=self._patience(CONNECTIONS_S))
+            await _end(serving)
+
+    async def _until_stopped(self, serving: asyncio.Task[None], work: set[asyncio.Task[Any]]) -> bool:
+        """Wait until all of `work` is done, True, or a signal asks to stop, False."""
+        asked: asyncio.Task[Any] = asyncio.create_task(self._stop.asked.wait())
+        pending = {asked, serving, *work}
+        try:
+            while pending & work or not work:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                if asked in done:
+                    return False
+                if serving in done:
+                    raise InternalError("The HTTP server ended by itself.")
+        finally:
+            await _end(asked)
+        return True
+
+    async def _drain(self) -> None:
+        """Let what runs finish, and tell what has not finished in time that it ends."""
+        draining = asyncio.create_task(self._live.drain(self._settings.server.drain_s))
+        insisting = asyncio.create_task(self._stop.insisted.wait())
+        await asyncio.wait({draining, insisting}, return_when=asyncio.FIRST_COMPLETED)
+        is_drained = draining.done() and draining.result()
+        await _end(draining, insisting)
+        if not is_drained:
+            self._live.end_all()
+            await self._live.drain(self._patience(LAST_WORDS_S))
+
+    async def _close(self) -> None:
+        """Free the backend, and then the database, to which the last answers may still write."""
+        await _end(self._starting)
+        try:
+            async with asyncio.timeout(self._patience(BACKEND_S)):
+                await self._backend.close()
+        except TimeoutError:
+            pass  # its processes end with this one
+        finally:
+            await asyncio.wait({self._opening})
+            if self._opening.exception() is None:
+                await self._opening.result().close()
+
+    def _patience(self, seconds: float) -> float:
+        """How long to wait for something at the end."""
+        return HURRIED_S if self._stop.insisted.is_set() else seconds
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait for them; what they failed with has been told, or is not worth telling any more."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,26 @@
+"""What the routes work with: built once at the top, and passed down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mlxm.server.entry import Trail
+from mlxm.server.limits import Limits
+from mlxm.server.live import Live
+from mlxm.types import Backend
+
+
+def _always_ready() -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The collaborators of every route; `ready` says why requests are not served yet, or None."""
+
+    backend: Backend
+    ready: Callable[[], str | None] = _always_ready
+    trail: Trail | None = None
+    limits: Limits = field(default_factory=Limits)
+    live: Live = field(default_factory=Live)

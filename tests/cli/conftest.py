@@ -1,0 +1,83 @@
+import os
+import pty
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BOUND_S = 60
+
+
+@dataclass(frozen=True)
+class TerminalRun:
+    """What a person sees of a command, and how it ended."""
+
+    screen: str
+    code: int
+
+
+@pytest.fixture
+def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A person's empty home folder, for this process and those it starts."""
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "NO_COLOR", "FORCE_COLOR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "user"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MLXM_HOME", str(home / ".mlxm"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return home
+
+
+@pytest.fixture
+def run_mlxm(user_home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own, with pipes."""
+
+    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mlxm", *args]
+        return subprocess.run(  # noqa: PLW1510
+            command, capture_output=True, text=True, timeout=BOUND_S, cwd=user_home, env={**os.environ, **env}
+        )
+
+    return run
+
+
+@pytest.fixture
+def run_in_terminal(user_home: Path) -> Callable[..., TerminalRun]:
+    """Run the command line on a terminal of 80 columns."""
+
+    def run(*args: str, **env: str) -> TerminalRun:
+        mine, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 80))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlxm", *args],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=user_home,
+            env={**os.environ, "TERM": "xterm", **env},
+        )
+        os.close(theirs)
+        screen = _read_to_end(mine)
+        return TerminalRun(screen.replace("\r\n", "\n"), process.wait(BOUND_S))
+
+    return run
+
+
+def _read_to_end(descriptor: int) -> str:
+    """All that is written to a terminal until its last writer has gone."""
+    chunks = []
+    with open(descriptor, "rb", buffering=0) as terminal:
+        while True:
+            try:
+                chunk = terminal.read(65536)
+            except OSError:  # how Linux says that nobody holds the other end
+                break
+            if not chunk:
+                break
+            chunks.append(chunk)
+    return b"".join(chunks).decode()
