@@ -162,9 +162,9 @@ def _left_running(example: Example, place: Place) -> Iterator[None]:
 
 
 def _await_output(example: Example, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for what the page says; a page cannot know how long a start takes."""
+    """Wait for what the page says; what a program prints later is not on the page."""
     deadline = time.monotonic() + BOUND_S
-    while not matches(example.expected or "", log.read_text()):
+    while not matches(f"{example.expected}...", log.read_text()):
         if process.poll() is not None or time.monotonic() > deadline:
             raise ExampleFailed(_describe_difference(example, log.read_text()))
         time.sleep(POLL_S)

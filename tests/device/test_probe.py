@@ -32,4 +32,4 @@ def test_an_mlx_that_cannot_be_imported_is_reported() -> None:
         "from mlxm.worker.__main__ import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    assert "mlx does not start: import of mlx" in json.loads(done.stdout)["error"]
+    assert "mlx does not start: No module named 'mlx" in json.loads(done.stdout)["error"]

@@ -42,7 +42,7 @@ def test_named_templates_may_be_an_object(make_model: MakeModel) -> None:
 @pytest.mark.parametrize("form", [7, [7], [{"name": "default"}], {"default": 7}])
 def test_a_template_of_an_unknown_form_is_a_broken_model(make_model: MakeModel, form: object) -> None:
     """Nothing is made of it."""
-    with pytest.raises((ModelBroken, InvalidRequest), match="chat.template"):
+    with pytest.raises((ModelBroken, InvalidRequest), match=r"chat.template"):
         find_template(make_model(chat_template=form))
 
 

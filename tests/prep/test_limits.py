@@ -23,7 +23,7 @@ def test_the_footprint_is_read_from_proc(tmp_path: Path) -> None:
 
 
 def test_without_proc_the_peak_stands_for_the_resident_size(tmp_path: Path) -> None:
-    """macOS counts no data, and its peak is all that can be had cheaply."""
+    """A kernel such as that of macOS counts no data, and its peak is all that can be had cheaply."""
     found = footprint(tmp_path / "absent")
     assert found.data_bytes is None
     assert 10 * MIB < found.resident_bytes < 100_000 * MIB

@@ -24,7 +24,7 @@ def test_a_broken_tokenizer_is_a_broken_model(make_model: MakeModel, content: by
     """The message says what the library found, and not where the folder is."""
     folder = make_model()
     (folder / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ModelBroken, match="tokenizer.json of this model is broken") as caught:
+    with pytest.raises(ModelBroken, match=r"tokenizer\.json of this model is broken") as caught:
         load_encoder(folder)
     assert str(folder) not in caught.value.message
 

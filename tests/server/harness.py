@@ -33,6 +33,7 @@ class KeptRows:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def record(self, row: AuditRow) -> None:
+        """Keep a row."""
         self.rows.append(row)
         self.arrived.set()
 
@@ -46,6 +47,7 @@ class Running:
     http: httpx.AsyncClient
 
     async def chat(self, *, content: str = "hello there", **fields: Any) -> httpx.Response:
+        """Ask for a chat completion."""
         return await self.http.post(CHAT, json=chat_body(content=content, **fields))
 
     async def assert_answers(self) -> None:
@@ -113,14 +115,16 @@ class RawClient:
     @classmethod
     @asynccontextmanager
     async def connected(cls, port: int, *, receive_buffer_bytes: int | None = None) -> "AsyncIterator[RawClient]":
+        """Open a connection, which is closed at the latest when the block ends."""
         with socket.socket() as sock:
             if receive_buffer_bytes is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-            sock.setblocking(False)
+            sock.settimeout(0)
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
             yield cls(sock)
 
     async def send(self, data: bytes) -> None:
+        """Send all of it."""
         await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
     async def read_until(self, mark: bytes) -> bytes:
@@ -153,6 +157,13 @@ class RawClient:
         """Leave rudely: RST."""
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._sock.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what nobody tells."""
+    async with asyncio.timeout(BOUND_S):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def within_bound(event: asyncio.Event) -> None:

@@ -1,15 +1,15 @@
 import asyncio
-import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from mlxm.server.limits import Limits
 from mlxm.testing.backends import Script, ScriptedBackend, Step, echo
 from mlxm.types import ChatRequest, ChoiceEnded, Ended, Started, TextDelta, Usage
-from tests.server.harness import KeptRows, RawClient, Running, chat_bytes, serving, within_bound
+from tests.server.harness import KeptRows, RawClient, Running, chat_bytes, serving, until, within_bound
 
 BIG_TEXT = "x" * 65536
 LEAVE: dict[str, Callable[[RawClient], None]] = {
@@ -56,7 +56,11 @@ def blocked(queue: asyncio.Queue[str]) -> Script:
 def only_once(script: Script) -> Script:
     """`script` for the first request and an echo for those that look whether the server still serves."""
     scripts = iter([script])
-    return lambda request: next(scripts, echo)(request)
+
+    def choose(request: ChatRequest) -> Iterable[Step]:
+        return next(scripts, echo)(request)
+
+    return choose
 
 
 async def assert_gone(server: Running, backend: ScriptedBackend, rows: KeptRows, num_tasks: int) -> None:
@@ -72,9 +76,7 @@ async def assert_gone(server: Running, backend: ScriptedBackend, rows: KeptRows,
 
 async def settled(server: Running, num_tasks: int) -> None:
     """Wait until no request is left, and look for left tasks."""
-    async with asyncio.timeout(5):
-        while server.live.request_ids or len(asyncio.all_tasks()) > num_tasks:
-            await asyncio.sleep(0.005)
+    await until(lambda: not server.live.request_ids and len(asyncio.all_tasks()) <= num_tasks)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +136,7 @@ def test_whole_answer_is_not_computed_for_nobody(leave: str) -> None:
             num_tasks = len(asyncio.all_tasks())
             async with RawClient.connected(server.port) as client:
                 await client.send(chat_bytes())
-                async with asyncio.timeout(5):
-                    while backend.counts.events < 3:
-                        await asyncio.sleep(0.005)
+                await until(lambda: backend.counts.events >= 3)
                 LEAVE[leave](client)
                 await assert_gone(server, backend, rows, num_tasks)
 
@@ -220,12 +220,13 @@ def test_slow_but_reading_client_is_kept() -> None:
         backend = ScriptedBackend(
             lambda _: [Started(1), *[text] * 30, ChoiceEnded(choice=0, reason="stop"), Ended(Usage())]
         )
-        async with serving(backend, limits=Limits(send_timeout_s=0.5)) as server:
-            async with RawClient.connected(server.port, receive_buffer_bytes=4096) as client:
-                await client.send(chat_bytes(stream=True))
-                assert b"data: [DONE]" in await client.read_until(b"0\r\n\r\n")
-                client.close()
-                assert backend.counts.finished == 1
+        async with (
+            serving(backend, limits=Limits(send_timeout_s=0.5)) as server,
+            RawClient.connected(server.port, receive_buffer_bytes=4096) as client,
+        ):
+            await client.send(chat_bytes(stream=True))
+            assert b"data: [DONE]" in await client.read_until(b"0\r\n\r\n")
+            assert backend.counts.finished == 1
 
     asyncio.run(scenario())
 
@@ -246,22 +247,19 @@ def test_dropped_streams_leave_nothing(long_soak: bool) -> None:  # noqa: FBT001
             assert backend.counts.started > num_streams / 4
             assert (backend.counts.active, server.live.num_answers) == (0, 0)
             await settled(server, num_tasks)
-            async with asyncio.timeout(5):
-                while count_descriptors() > num_descriptors:
-                    await asyncio.sleep(0.01)
+            await until(lambda: count_descriptors() <= num_descriptors)
 
     asyncio.run(scenario())
 
 
 async def drop_stream(server: Running, room: asyncio.Semaphore, dice: random.Random) -> None:
     """Open a stream, read for a random while, leave in a random way."""
-    async with room:
-        async with RawClient.connected(server.port) as client:
-            await client.send(chat_bytes(stream=dice.random() < 0.8))
-            await asyncio.sleep(dice.random() * 0.05)
-            dice.choice([RawClient.close, RawClient.reset])(client)
+    async with room, RawClient.connected(server.port) as client:
+        await client.send(chat_bytes(stream=dice.random() < 0.8))
+        await asyncio.sleep(dice.random() * 0.05)
+        dice.choice([RawClient.close, RawClient.reset])(client)
 
 
 def count_descriptors() -> int:
     """Open files and sockets of this process."""
-    return len(os.listdir("/dev/fd"))
+    return len(list(Path("/dev/fd").iterdir()))

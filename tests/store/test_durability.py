@@ -15,6 +15,17 @@ LONGEST_LIFE_S = 0.04
 PATIENCE_S = 30
 
 
+def read_for(descriptor: int, life_s: float) -> bytes:
+    """What comes within `life_s` of the first sign of life."""
+    assert select.select([descriptor], [], [], PATIENCE_S)[0], "the child never wrote"
+    said = b""
+    deadline = time.monotonic() + life_s
+    while (left_s := deadline - time.monotonic()) > 0:
+        if select.select([descriptor], [], [], left_s)[0]:
+            said += os.read(descriptor, 1 << 16)
+    return said
+
+
 def acknowledged_until_killed(
     path: Path, program: Path, environment: dict[str, str], first: int, life_s: float
 ) -> list[int]:
@@ -22,14 +33,10 @@ def acknowledged_until_killed(
     command = [sys.executable, program, path, str(first)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
         assert child.stdout is not None
-        descriptor = child.stdout.fileno()
-        assert select.select([descriptor], [], [], PATIENCE_S)[0], "the child never wrote"
-        said = b""
-        deadline = time.monotonic() + life_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            if select.select([descriptor], [], [], left_s)[0]:
-                said += os.read(descriptor, 1 << 16)
-        child.kill()
+        try:
+            said = read_for(child.stdout.fileno(), life_s)
+        finally:
+            child.kill()
         said += child.stdout.read()
     assert child.returncode == -9
     whole, _, _half = said.rpartition(b"\n")

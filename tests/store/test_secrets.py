@@ -133,8 +133,10 @@ def test_the_key_is_derived_once_and_off_the_event_loop(
         monkeypatch.setattr(keyfiles.hashlib, "pbkdf2_hmac", slow)
         first, *others = [asyncio.create_task(secrets.get("openai")) for _ in range(10)]
         assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+        begun.clear()
         first.cancel()
         await asyncio.wait([first])
+        assert not await asyncio.to_thread(begun.wait, 0.2), "a second derivation began"
         loop_went_on.set()
         assert await asyncio.gather(*others) == [KEY] * 9
         await secrets.put("third", "value")

@@ -47,6 +47,13 @@ def test_a_placed_folder_is_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "parent").iterdir() if path.is_dir()] == ["model"]
 
 
+def test_folders_that_were_missing_are_private(tmp_path: Path) -> None:
+    """A home that comes into being this way is as closed to others as one made on purpose."""
+    build(tmp_path / "home" / "models" / "model")
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "home" / "models").stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize(
     "damage", ["changed", "missing file", "no seal", "broken seal", "empty seal", "seal of another kind"]
 )

@@ -77,7 +77,12 @@ class Child:
             raise
         finally:
             theirs.close()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_STREAM_LIMIT_BYTES)
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=_STREAM_LIMIT_BYTES)
+        except BaseException:
+            ours.close()
+            process.kill()
+            raise
         child = cls(process, reader, writer, Decoder(frames))
         try:
             await child._greet(module, hello_timeout_s)
@@ -137,7 +142,7 @@ class Child:
             if self._process.returncode is None:
                 self._process.kill()
         await self._process.wait()
-        await self._stderr_task
+        await asyncio.wait([self._stderr_task])  # a caller that is cancelled here must not cancel it for others
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()

@@ -97,9 +97,11 @@ class MemoryGuard:
     def refused(self, growth_bytes: int) -> Iterator[None]:
         """Raise MemoryError for what goes beyond `growth_bytes`; for Python alone, other code dies of a refusal."""
         data_bytes = self._measure().data_bytes
+        if data_bytes is None:
+            yield
+            return
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if data_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (_lowest(data_bytes + growth_bytes, soft, hard), hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (_lowest(data_bytes + growth_bytes, soft, hard), hard))
         try:
             yield
         finally:

@@ -23,6 +23,7 @@ PROBES: Final = frozenset({"/health", "/ready"})
 
 _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_S = 5.0
+_DISCARD_IDLE_S = 0.3
 
 
 class Guard:
@@ -92,13 +93,14 @@ class _Exchange:
         await self._send_raw(message)
 
     async def _discard_body(self) -> None:
-        """Read on to the body's end, within bounds, so that the client reads its answer."""
+        """Read on while more is coming, within bounds; a client that has stopped sending is able to read."""
         num_bytes = 0
+        deadline_s = time.monotonic() + _DISCARD_S
         try:
-            async with asyncio.timeout(_DISCARD_S):
-                while not self._is_body_read and num_bytes < _DISCARD_BYTES:
+            while not self._is_body_read and num_bytes < _DISCARD_BYTES and time.monotonic() < deadline_s:
+                async with asyncio.timeout(_DISCARD_IDLE_S):
                     message = await self._receive()
-                    num_bytes += len(message.get("body", b""))
+                num_bytes += len(message.get("body", b""))
         except TimeoutError:
             return
 

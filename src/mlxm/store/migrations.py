@@ -68,8 +68,8 @@ def upgrade(connection: sqlite3.Connection, migrations: Sequence[Migration] = MI
         )
     if applied(connection).issuperset(names):
         return
-    for index, name in enumerate(names):
-        _apply(connection, migrations[: index + 1], name)
+    for count in range(1, len(migrations) + 1):
+        _apply(connection, migrations[:count])
 
 
 def applied(connection: sqlite3.Connection) -> set[str]:
@@ -80,20 +80,19 @@ def applied(connection: sqlite3.Connection) -> set[str]:
     return {name for (name,) in rows}
 
 
-def _apply(connection: sqlite3.Connection, upto: Sequence[Migration], name: str) -> None:
-    """Apply the last of `upto`, named `name`, unless it was applied before or by another process meanwhile."""
+def _apply(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
+    """Apply the last of `migrations`, the others being there, unless another process was faster."""
     import sqlite_utils  # noqa: PLC0415 - more than a second, and rarely needed
 
     known = sqlite_utils.Migrations(_SET)
-    for migration in upto:
+    for migration in migrations:
         known()(migration)
     db = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
     # Inside a transaction sqlite-utils uses savepoints, so its own table and ours change together or not at all,
-    # and taking the write lock first makes the check for pending steps hold until the commit.
+    # and with the write lock taken first nobody else can find the same step pending.
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if name not in applied(connection):
-            known.apply(db)
+        known.apply(db)
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:

@@ -39,11 +39,12 @@ def is_whole(folder: Path) -> bool:
 def workshop(parent: Path) -> Iterator[Path]:
     """A scratch folder inside `parent` for one builder at a time; what is left in it afterwards is thrown away.
 
-    Waits for another process that builds in the same parent. Raises StoreReadOnly, DiskFull or StoreError when the
-    file system refuses.
+    Makes `parent` and what is missing above it for the user alone, since MLXM_HOME may be among it. Waits for another
+    process that builds in the same parent. Raises StoreReadOnly, DiskFull or StoreError when the file system refuses.
     """
     with _translated(parent):
-        parent.mkdir(parents=True, exist_ok=True)
+        for missing in reversed([folder for folder in (parent, *parent.parents) if not folder.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
         with (parent / ".building.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for leftover in parent.glob(".building-*"):
