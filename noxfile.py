@@ -74,6 +74,9 @@ def house(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run all tests and measure how much of src they reach, child processes included."""
     coverage = f"{provide_all(session)}/coverage"
+    data = ENVIRONMENTS / "coverage" / "data"
+    data.parent.mkdir(exist_ok=True)
+    session.env["COVERAGE_FILE"] = str(data)
     session.run(coverage, "erase")
     session.run(coverage, "run", "-m", "pytest", *session.posargs)
     if not session.posargs:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -154,8 +153,10 @@ def _left_running(example: Example, place: Place) -> Iterator[None]:
     try:
         _await_output(example, process, log)
         yield
+        if process.poll() is not None:
+            raise ExampleFailed(f"{example.title}\nended with {process.returncode}:\n{log.read_text()}")
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         code = process.wait(BOUND_S)
     if code != 0:
         raise ExampleFailed(f"{example.title}\nended with {code}:\n{log.read_text()}")

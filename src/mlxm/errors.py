@@ -17,6 +17,7 @@ MlxmError
 │   ├── WorkerDied
 │   └── ServerUnreachable
 ├── TimedOut / Cancelled
+├── Offline                   the network is needed and is not there, or not to be used
 ├── ModelBroken               files on disk that cannot be used
 ├── ConfigInvalid
 │   └── OpenWithoutKey        a bind beyond this machine that nothing would protect
@@ -120,6 +121,10 @@ class TimedOut(MlxmError):
 
 class Cancelled(MlxmError):
     code = "cancelled"
+
+
+class Offline(MlxmError):
+    code = "offline"
 
 
 class ModelBroken(MlxmError):

@@ -51,7 +51,7 @@ def test_the_system_openblas_comes_first(opened: Callable[..., list[str]], packa
     """Nothing else is touched once one is found."""
     asked = opened("libopenblas.so.0", ".so.2")
     assert Blas("OpenBLAS", "libopenblas.so.0") == open_blas()
-    assert ["libopenblas.so.0"] == asked
+    assert asked == ["libopenblas.so.0"]
     assert packages.is_dir()
 
 
@@ -71,9 +71,7 @@ def test_without_any_the_reference_one_is_named(opened: Callable[..., list[str]]
     assert Blas("netlib reference", None, is_reference=True) == open_blas()
 
 
-def test_a_build_that_bundles_no_reference_blas_is_trusted(
-    opened: Callable[..., list[str]], packages: Path
-) -> None:
+def test_a_build_that_bundles_no_reference_blas_is_trusted(opened: Callable[..., list[str]], packages: Path) -> None:
     """Whoever built mlx themselves linked it to what they have."""
     opened()
     (packages / "mlx_cpu.libs/libblas-1.so.3").unlink()
@@ -85,7 +83,7 @@ def test_none_leaves_everything_as_it_is(opened: Callable[..., list[str]]) -> No
     """No library is loaded."""
     asked = opened(".so.0")
     assert Blas("netlib reference", None, is_reference=True) == open_blas("none")
-    assert [] == asked
+    assert asked == []
 
 
 def test_a_named_library_is_taken_or_refused(opened: Callable[..., list[str]]) -> None:
@@ -94,7 +92,7 @@ def test_a_named_library_is_taken_or_refused(opened: Callable[..., list[str]]) -
     assert Blas("libblis.so", "/opt/libblis.so") == open_blas("/opt/libblis.so")
     with pytest.raises(ConfigInvalid, match=r"/opt/missing\.so cannot be loaded"):
         open_blas("/opt/missing.so")
-    assert ["/opt/libblis.so", "/opt/missing.so"] == asked
+    assert asked == ["/opt/libblis.so", "/opt/missing.so"]
 
 
 def test_other_systems_need_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +108,8 @@ def test_the_number_of_threads_reaches_the_library() -> None:
         "import ctypes, sys; from mlxm.device.blas import open_blas;"
         "blas = open_blas(num_threads=int(sys.argv[1]) if sys.argv[1:] else None);"
         "library = ctypes.CDLL(blas.path);"
-        "name = next(n for n in ('openblas_get_num_threads', 'scipy_openblas_get_num_threads64_', 'MKL_Get_Max_Threads')"
-        " if hasattr(library, n));"
+        "names = ('openblas_get_num_threads', 'scipy_openblas_get_num_threads64_', 'MKL_Get_Max_Threads');"
+        "name = next(name for name in names if hasattr(library, name));"
         "print(getattr(library, name)())"
     )
     environ = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -74,7 +74,7 @@ def test_the_end_token_of_the_tokenizer_counts_as_well(copied: Path) -> None:
 def test_a_configuration_that_does_not_fit_is_explained(copied: Path, changes: dict[str, Any]) -> None:
     """Whatever mlx-lm stumbles over becomes one error that names the folder."""
     change_config(copied, **changes)
-    with pytest.raises(ModelBroken, match="config.json") as caught:
+    with pytest.raises(ModelBroken, match=r"config\.json") as caught:
         load(copied, ignore)
     assert str(copied) in caught.value.message
 

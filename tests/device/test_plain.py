@@ -21,6 +21,7 @@ def tiny(tiny_folder: Path) -> LoadedModel:
 
 
 def tokens(model: LoadedModel, prompt: tuple[int, ...], sampling: Sampling, num_tokens: int) -> list[int]:
+    """The tokens of one sequence."""
     steps = plain.generate(model, prompt, sampling, max_tokens=num_tokens)
     return [token_id for token_id in steps if token_id is not None]
 
@@ -43,7 +44,7 @@ def test_the_prompt_is_read_in_pieces(tiny: LoadedModel, monkeypatch: pytest.Mon
     """After each of them the caller may leave; the last token of the prompt belongs to the first step."""
     monkeypatch.setattr(plain, "PREFILL_TOKENS", 4)
     steps = plain.generate(tiny, tuple(range(300, 310)), GREEDY, max_tokens=2)
-    assert [True, True, True, False, False] == [token_id is None for token_id in steps]
+    assert [token_id is None for token_id in steps] == [True, True, True, False, False]
 
 
 def test_a_seed_gives_the_same_tokens_again(tiny: LoadedModel) -> None:

@@ -9,10 +9,12 @@ from mlxm.errors import ModelBroken
 
 
 def write(folder: Path, name: str, content: object) -> None:
+    """Put a JSON file into a model's folder."""
     (folder / name).write_text(json.dumps(content))
 
 
 def safetensors(tensors: dict[str, object], size: int) -> bytes:
+    """A file with these entries in its header, and as many bytes of data."""
     header = json.dumps({"__metadata__": {"format": "mlx"}, **tensors}).encode()
     return struct.pack("<Q", len(header)) + header + bytes(size)
 

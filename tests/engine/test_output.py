@@ -61,12 +61,18 @@ def test_text_of_every_other_vocabulary_is_the_decoding_of_all_tokens(name: str,
     assert tokenizer.decode(token_ids) == streamed(Detokenizer(tokenizer), token_ids)
 
 
+def test_added_tokens_stand_for_themselves() -> None:
+    """Their spelling is text, not the byte alphabet's, as soon as one character is none of its own."""
+    ids = [BYTE_LEVEL.token_to_id(token) for token in ("two words", "naïve≤", "<think>")]
+    assert streamed(Detokenizer(BYTE_LEVEL), ids) == BYTE_LEVEL.decode(ids) == "two wordsnaïve≤<think>"
+
+
 def test_text_comes_as_soon_as_a_character_is_complete() -> None:
     """Nothing waits longer than it must."""
     alphabet = byte_alphabet()
     ids = [BYTE_LEVEL.token_to_id(alphabet[byte]) for byte in "a€b".encode()]
     text = Detokenizer(BYTE_LEVEL).start()
-    assert ["a", "", "", "€", "b"] == [text.add(token_id) for token_id in ids]
+    assert [text.add(token_id) for token_id in ids] == ["a", "", "", "€", "b"]
 
 
 def test_a_sentencepiece_word_comes_with_its_token() -> None:
@@ -74,7 +80,7 @@ def test_a_sentencepiece_word_comes_with_its_token() -> None:
     tokenizer = TOKENIZERS["byte fallback, strips a space"]
     ids = [tokenizer.token_to_id(token) for token in ("▁a", "▁a", "<0xE2>", "<0x82>", "<0xAC>", "a")]
     text = Detokenizer(tokenizer).start()
-    assert ["a", " a", "", "", "", "€a"] == [text.add(token_id) for token_id in ids]
+    assert [text.add(token_id) for token_id in ids] == ["a", " a", "", "", "", "€a"]
 
 
 def test_the_cost_of_a_token_does_not_grow_with_the_text() -> None:
@@ -107,9 +113,7 @@ def test_a_tokenizer_that_cannot_be_used_is_named(tmp_path: Path, content: bytes
         Detokenizer.from_folder(tmp_path)
 
 
-def test_other_failures_of_reading_a_tokenizer_are_not_hidden(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_failures_of_reading_a_tokenizer_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what the tokenizers library raises is translated."""
     (tmp_path / "tokenizer.json").write_text("{}")
 
@@ -162,18 +166,20 @@ def test_no_more_is_held_back_than_could_become_a_stop_string(text: str, wanted:
 def test_nothing_comes_after_a_stop_string() -> None:
     """Text after the match is lost, as the answer has ended."""
     stops = StopStrings(["STOP"])
-    assert "before " == stops.push("before STOP after")
-    assert "" == stops.push("more")
-    assert "" == stops.finish()
+    assert stops.push("before STOP after") == "before "
+    assert stops.push("more") == ""
+    assert stops.finish() == ""
 
 
 def answer(*, stops: tuple[str, ...] = (), max_tokens: int = 100) -> Answer:
+    """An answer of the byte-level vocabulary."""
     return Answer(
         Detokenizer(BYTE_LEVEL), stop_ids=(BYTE_LEVEL.token_to_id("<|im_end|>"),), stops=stops, max_tokens=max_tokens
     )
 
 
 def ids_of(text: str) -> list[int]:
+    """The tokens of a text."""
     return BYTE_LEVEL.encode(text, add_special_tokens=False).ids
 
 
@@ -181,17 +187,17 @@ def test_an_answer_ends_at_its_limit() -> None:
     """The last token's text is there, and an unfinished character shows as one."""
     half = answer(max_tokens=2)
     first, second = (half.add(token_id) for token_id in [ids_of("a")[0], ids_of("é")[0]])
-    assert ("a", None) == (first.text, first.finish_reason)
-    assert ("\ufffd", "length") == (second.text, second.finish_reason)
+    assert (first.text, first.finish_reason) == ("a", None)
+    assert (second.text, second.finish_reason) == ("\ufffd", "length")
     assert half.num_tokens == 2
 
 
 def test_a_stop_token_ends_an_answer_and_releases_what_was_held() -> None:
     """It counts as a token, and has no text."""
     held = answer(stops=("abc",))
-    assert "" == held.add(ids_of("a")[0]).text
+    assert held.add(ids_of("a")[0]).text == ""
     last = held.add(BYTE_LEVEL.token_to_id("<|im_end|>"))
-    assert ("a", "stop") == (last.text, last.finish_reason)
+    assert (last.text, last.finish_reason) == ("a", "stop")
     assert held.num_tokens == 2
 
 
@@ -199,12 +205,12 @@ def test_a_stop_string_ends_an_answer() -> None:
     """The token that completes it ends the answer."""
     stopped = answer(stops=("ab",))
     pieces = [stopped.add(token_id) for token_id in (ids_of("x")[0], ids_of("a")[0], ids_of("b")[0])]
-    assert ["x", "", ""] == [piece.text for piece in pieces]
-    assert [None, None, "stop"] == [piece.finish_reason for piece in pieces]
+    assert [piece.text for piece in pieces] == ["x", "", ""]
+    assert [piece.finish_reason for piece in pieces] == [None, None, "stop"]
 
 
 def test_a_stop_string_that_ends_at_the_limit_is_a_stop() -> None:
     """Also when only the end of the answer made its last character certain."""
     stopped = answer(stops=("\ufffd",), max_tokens=1)
     piece = stopped.add(ids_of("é")[0])
-    assert ("", "stop") == (piece.text, piece.finish_reason)
+    assert (piece.text, piece.finish_reason) == ("", "stop")

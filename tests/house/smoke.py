@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import urllib.request
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlxm
 
@@ -51,13 +51,12 @@ def check_serving(home: Path) -> None:
     """`mlxm serve` in an empty home, with no network, answers a chat and ends when told to."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLXM_")}
     environment |= {"HOME": str(home), "HF_HUB_OFFLINE": "1", "HTTP_PROXY": "", "HTTPS_PROXY": ""}
-    command = [MLXM, "serve", "--port", "0", "--json"]
+    command = [MLXM, "serve", "--port", "0"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
-            first = server.stdout.readline() if server.stdout is not None else ""
-            found = re.search(r"http://127\.0\.0\.1:\d+", first)
-            check(found, f"serve announced {first!r}")
-            answer = ask(found[0] if found else "")
+            words = server.stdout.readline().split() if server.stdout is not None else []
+            check(words[:4] == ["mlxm", "is", "ready", "at"], f"serve announced {words}")
+            answer = ask(words[4])
             check(answer["choices"][0]["message"]["content"], f"the answer is empty: {answer}")
             check(answer["usage"]["completion_tokens"] == 5, f"asked for 5 tokens, got {answer['usage']}")
         finally:
@@ -66,13 +65,13 @@ def check_serving(home: Path) -> None:
     check(code == 0, f"serve ended with {code}")
 
 
-def ask(url: str) -> dict[str, object]:
+def ask(url: str) -> dict[str, Any]:
     """One chat completion by plain HTTP."""
     body = {"model": "mlxm/tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(request, timeout=BOUND_S) as response:
-        answer: dict[str, object] = json.load(response)
+        answer: dict[str, Any] = json.load(response)
         return answer
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mlxm.errors import InternalError, ProtocolMismatch, WorkerDied
@@ -17,6 +18,8 @@ FROM_CHILD = Hello | Step | Cancel
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test within bounded time."""
+
     async def limited() -> None:
         async with asyncio.timeout(30):
             await test
@@ -25,14 +28,14 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 async def start(*acts: str, hello_timeout_s: float = 30.0) -> Child:
+    """A child with this script."""
     environ = os.environ | {"PYTHONPATH": str(CHILDREN)}
-    return await Child.start(
-        "scripted", FROM_CHILD, arguments=acts, environ=environ, hello_timeout_s=hello_timeout_s
-    )
+    return await Child.start("scripted", FROM_CHILD, arguments=acts, environ=environ, hello_timeout_s=hello_timeout_s)
 
 
 @asynccontextmanager
 async def child_that(*acts: str) -> AsyncIterator[Child]:
+    """The same, ended afterwards."""
     child = await start(*acts)
     try:
         yield child
@@ -141,6 +144,22 @@ def test_a_child_that_does_not_listen_is_ended() -> None:
         async with child_that("hello", "deaf") as child:
             await child.stop(grace_s=0.1)
             assert child.exit_code == -9
+
+    run(test())
+
+
+def test_a_start_that_is_cancelled_leaves_nothing_behind() -> None:
+    """At whatever moment that happens."""
+
+    async def test() -> None:
+        for num_turns in range(24):
+            starting = asyncio.create_task(start("hello", "silence"))
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            starting.cancel()
+            await asyncio.wait([starting])
+            assert starting.cancelled()
+        assert psutil.Process().children() == []
 
     run(test())
 

@@ -80,15 +80,6 @@ async def until_busy(prep: Prep) -> None:
         await asyncio.sleep(0)
 
 
-def is_there(pid: int) -> bool:
-    """Whether a process has this pid."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_a_conversation_becomes_ids(model: Model) -> None:
     """The same ones each time, and others for another conversation."""
     good = model()
@@ -138,7 +129,7 @@ def test_an_endless_template_costs_its_own_request_only(model: Model) -> None:
         assert 0.9 < time.monotonic() - began < 8
         assert [expected] * 3 == await asyncio.gather(*behind)
         assert first != await child_pid(prep)
-        assert not is_there(first)
+        assert not psutil.pid_exists(first)
 
     with_prep(work, PrepLimits(timeout_s=1.0))
 
@@ -150,7 +141,7 @@ def test_a_new_process_is_there_before_the_next_job_asks_for_it(model: Model) ->
     async def work(prep: Prep) -> None:
         with pytest.raises(InvalidRequest):
             await prep.render(endless, user("x"))
-        assert is_there(await child_pid(prep))
+        assert psutil.pid_exists(await child_pid(prep))
 
     with_prep(work, PrepLimits(timeout_s=0.3))
 
@@ -380,7 +371,7 @@ def test_closing_fails_what_has_no_answer_and_ends_the_process(model: Model) -> 
         await prep.close()
         outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         assert [Draining, Draining] == [type(outcome) for outcome in outcomes]
-        assert not is_there(pid)
+        assert not psutil.pid_exists(pid)
         with pytest.raises(Draining):
             await prep.render(good, user("x"))
         await prep.close()

@@ -26,16 +26,20 @@ class Watched:
 
 
 def delta(seq: int, text: str, *, choice: int = 0, last: bool = False) -> Delta:
+    """One token's delta."""
     return Delta(
         request_id="a", choice=choice, seq=seq, text=text, token_ids=(seq,), finish_reason="stop" if last else None
     )
 
 
 async def rest(stream: RequestStream) -> list[RequestEvent]:
+    """All that the stream still yields."""
     return [event async for event in stream]
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test within bounded time."""
+
     async def limited() -> None:
         async with asyncio.timeout(10):
             await test
@@ -91,7 +95,7 @@ def test_closing_early_cancels_once_and_waits_for_the_end() -> None:
         await watched.stream.aclose()
         assert (watched.reasons, watched.num_ends) == (["its reader has left"], 0)
         watched.stream.put(delta(0, "late"))
-        assert [] == await rest(watched.stream)
+        assert await rest(watched.stream) == []
         watched.stream.put(ENDED)
         watched.stream.put(ENDED)
         assert watched.num_ends == 1
@@ -105,7 +109,7 @@ def test_closing_after_the_end_cancels_nothing() -> None:
     async def test() -> None:
         watched = Watched()
         watched.stream.put(ENDED)
-        assert [ENDED] == await rest(watched.stream)
+        assert await rest(watched.stream) == [ENDED]
         await watched.stream.aclose()
         assert watched.reasons == []
 

@@ -13,7 +13,8 @@ import pytest
 
 from mlxm import frames
 from mlxm.errors import ConfigInvalid, Conflict, Draining, ModelBroken, ProtocolMismatch, TimedOut, WorkerDied
-from mlxm.frames import Delta, Generate, LoadProgress, RequestEnded, RequestStarted
+from mlxm.frames import Delta, FromWorker, Generate, LoadProgress, RequestEnded, RequestStarted
+from mlxm.pool.child import Child
 from mlxm.pool.stream import RequestEvent, RequestStream
 from mlxm.pool.worker import Worker, WorkerOptions
 from mlxm.types import Sampling, Usage
@@ -47,7 +48,10 @@ def worker(runner: asyncio.Runner, tiny_folder: Path) -> Iterator[Worker]:
     runner.run(made.stop())
 
 
-def order(request_id: str, prompt: tuple[int, ...] = PROMPT, *, max_tokens: int = 8, stop: tuple[str, ...] = ()) -> Generate:
+def order(
+    request_id: str, prompt: tuple[int, ...] = PROMPT, *, max_tokens: int = 8, stop: tuple[str, ...] = ()
+) -> Generate:
+    """A greedy request."""
     return Generate(
         request_id=request_id,
         prompt_ids=prompt,
@@ -58,23 +62,28 @@ def order(request_id: str, prompt: tuple[int, ...] = PROMPT, *, max_tokens: int 
 
 
 async def answer(stream: RequestStream) -> list[RequestEvent]:
+    """All of a request's events."""
     async with asyncio.timeout(LIMIT_S):
         return [event async for event in stream]
 
 
 def text_of(events: list[RequestEvent]) -> str:
+    """The text of all deltas."""
     return "".join(event.text for event in events if isinstance(event, Delta))
 
 
 def tokens_of(events: list[RequestEvent]) -> list[int]:
+    """The tokens of all deltas."""
     return [token_id for event in events if isinstance(event, Delta) for token_id in event.token_ids]
 
 
 def reason_of(events: list[RequestEvent]) -> str | None:
+    """Why the answer ended."""
     return next(event.finish_reason for event in reversed(events) if isinstance(event, Delta))
 
 
 def end_of(events: list[RequestEvent]) -> RequestEnded:
+    """The one terminal event, which is the last one."""
     ends = [event for event in events if isinstance(event, RequestEnded)]
     assert ends == events[-1:]
     return ends[0]
@@ -85,7 +94,10 @@ def test_tokens_are_those_of_mlx_lm(runner: asyncio.Runner, worker: Worker, tiny
     numbers = random.Random(3)
     jobs = [([numbers.randrange(256, 1700) for _ in range(length)], 16) for length in (1, 7, 64, 700)]
     done = subprocess.run(
-        [sys.executable, REFERENCE], input=json.dumps([str(tiny_folder), jobs]).encode(), capture_output=True, check=True
+        [sys.executable, REFERENCE],
+        input=json.dumps([str(tiny_folder), jobs]).encode(),
+        capture_output=True,
+        check=True,
     )
 
     async def ask() -> list[list[int]]:
@@ -288,6 +300,21 @@ def test_a_load_that_takes_too_long_is_given_up(tiny_folder: Path, is_gone: Call
     asyncio.run(test())
 
 
+def test_a_load_that_is_cancelled_ends_the_worker(tiny_folder: Path, is_gone: Callable[[int, float], bool]) -> None:
+    """Nobody would ever ask it anything."""
+
+    async def test() -> None:
+        worker = await Worker.start("tiny", WorkerOptions())
+        loading = asyncio.create_task(worker.load(tiny_folder))
+        await asyncio.sleep(0)
+        loading.cancel()
+        await asyncio.wait([loading])
+        assert loading.cancelled()
+        assert is_gone(worker.pid, 0)
+
+    asyncio.run(test())
+
+
 def test_a_worker_can_leave_before_it_has_a_model() -> None:
     """It is told to before it is told to load."""
 
@@ -307,13 +334,28 @@ def test_an_order_before_the_model_is_refused() -> None:
         worker = await Worker.start("tiny", WorkerOptions())
         with pytest.raises(ProtocolMismatch, match="without a model does not take Generate"):
             await answer(worker.generate(order("a")))
+        await worker.stop()
+
+    asyncio.run(test())
+
+
+def test_a_worker_that_talks_out_of_turn_is_ended(is_gone: Callable[[int, float], bool]) -> None:
+    """What it says cannot be relied on, so its requests fail."""
+
+    async def test() -> None:
+        environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent / "children")}
+        child = await Child.start("scripted", FromWorker, arguments=("hello", "hello"), environ=environ)
+        worker = Worker(child, "tiny", WorkerOptions())
+        with pytest.raises(ProtocolMismatch, match="unexpected Hello"):
+            await answer(worker.generate(order("a")))
         await worker.kill()
+        assert is_gone(worker.pid, 0)
 
     asyncio.run(test())
 
 
 def test_another_protocol_asks_for_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mlxm was changed while it ran."""
+    """The program was changed while it ran."""
     monkeypatch.setattr(frames, "PROTOCOL", "another")
 
     async def test() -> None:

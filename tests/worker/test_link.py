@@ -26,6 +26,7 @@ class Parent:
         self.left.set()
 
     def close(self) -> None:
+        """Leave, and see the link off."""
         self.sock.close()
         self.left.wait(LIMIT_S)
         self._theirs.close()
@@ -65,7 +66,7 @@ def test_flushing_waits_until_all_is_sent(parent: Parent) -> None:
     """The last frames of a worker that leaves are not lost."""
     parent.link.send(Shutdown())
     parent.link.flush()
-    parent.sock.setblocking(False)
+    parent.sock.settimeout(0)
     assert encode(Shutdown()) == parent.sock.recv(100)
 
 

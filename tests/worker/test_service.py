@@ -28,19 +28,24 @@ class ScriptedLink:
             self.arrive(frame)
 
     def arrive(self, frame: object) -> None:
+        """Let a frame come in."""
         self._frames.put(frame)
 
     def receive(self) -> object:
+        """The next frame, or Shutdown."""
         frame = self.poll()
         return Shutdown() if frame is None else frame
 
     def poll(self) -> object | None:
+        """The next frame, if any."""
         return None if self._frames.empty() else self._frames.get()
 
     def send(self, frame: Step) -> None:
+        """Keep what the service says."""
         self.steps.append(frame)
 
     def events(self, request_id: str) -> list[object]:
+        """All that was said about a request."""
         return [event for step in self.steps for event in step.events if event.request_id == request_id]
 
     def end(self, request_id: str) -> RequestEnded:
@@ -61,6 +66,7 @@ class FakeModel(msgspec.Struct, frozen=True):
 
 
 def order(request_id: str, *, prompt: tuple[int, ...] = (5, 6), max_tokens: int = 4) -> Generate:
+    """A request."""
     return Generate(request_id=request_id, prompt_ids=prompt, max_tokens=max_tokens)
 
 
@@ -72,6 +78,7 @@ def words(_request: Generate) -> Generator[int | None]:
 
 
 def serve(link: ScriptedLink, steps: Callable[[Generate], Generator[int | None]] = words) -> ScriptedLink:
+    """Run the service until its frames are used up."""
     Service(link, FakeModel(), steps).run()  # type: ignore[arg-type]
     return link
 
@@ -82,10 +89,10 @@ def test_a_request_is_started_streamed_and_ended() -> None:
     kinds = [[type(event) for event in step.events] for step in link.steps]
     assert kinds == [[RequestStarted], [Delta], [Delta], [Delta], [Delta, RequestEnded]]
     deltas = [event for event in link.events("a") if isinstance(event, Delta)]
-    assert [0, 1, 2, 3] == [delta.seq for delta in deltas]
-    assert WORDS == tuple(token_id for delta in deltas for token_id in delta.token_ids)
+    assert [delta.seq for delta in deltas] == [0, 1, 2, 3]
+    assert tuple(token_id for delta in deltas for token_id in delta.token_ids) == WORDS
     assert DETOKENIZER.decode(list(WORDS)) == "".join(delta.text for delta in deltas)
-    assert [None, None, None, "length"] == [delta.finish_reason for delta in deltas]
+    assert [delta.finish_reason for delta in deltas] == [None, None, None, "length"]
     assert link.end("a").usage == Usage(prompt_tokens=2, completion_tokens=4)
 
 
@@ -93,7 +100,7 @@ def test_requests_run_in_the_order_they_came() -> None:
     """One at a time."""
     link = serve(ScriptedLink(order("a"), order("b"), order("c")))
     started = [event.request_id for step in link.steps for event in step.events if isinstance(event, RequestStarted)]
-    assert ["a", "b", "c"] == started
+    assert started == ["a", "b", "c"]
     assert all(link.end(name).fault is None for name in "abc")
 
 

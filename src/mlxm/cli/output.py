@@ -78,6 +78,7 @@ EXIT_CODES_BY_ERROR: dict[str, ExitCode] = {
     "server_unreachable": ExitCode.UNREACHABLE,
     "timed_out": ExitCode.FAILED,
     "cancelled": ExitCode.INTERRUPTED,
+    "offline": ExitCode.OFFLINE,
     "model_broken": ExitCode.FAILED,
     "config_invalid": ExitCode.BAD_CONFIG,
     "open_without_key": ExitCode.OPEN_WITHOUT_KEY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -26,15 +27,22 @@ def serve(
 
     It serves until Ctrl-C or SIGTERM; requests under way are finished first, unless it is told twice.
     """
+    gc.disable()  # starting makes hardly any garbage, and looking for it would take a twentieth of the time
     from mlxm.hub import Hub, HubSettings
     from mlxm.server.run import run_server
     from mlxm.settings import load_settings
 
     settings = load_settings({"server.host": host, "server.port": port, "server.drain_s": drain})
-    is_finished = run_server(
-        lambda settings: Hub(HubSettings.of(settings)), settings, lambda url: announce(url, as_json=as_json)
-    )
-    if not is_finished:
+
+    def make_hub() -> Hub:
+        return Hub(HubSettings.of(settings))
+
+    def tell_ready(url: str) -> None:
+        announce(url, as_json=as_json)
+        gc.freeze()  # what is there now stays
+        gc.enable()
+
+    if not run_server(make_hub, settings, tell_ready):
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 

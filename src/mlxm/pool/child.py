@@ -82,6 +82,7 @@ class Child:
         except BaseException:
             ours.close()
             process.kill()
+            await process.wait()
             raise
         child = cls(process, reader, writer, Decoder(frames))
         try:

@@ -82,6 +82,9 @@ class Worker:
         except TimeoutError:
             await self.kill()
             raise TimedOut(f"{self._name} was not loaded within {self._options.load_timeout_s:g} s.") from None
+        except MlxmError:
+            await self.stop()  # it is leaving already
+            raise
         except BaseException:
             await self.kill()
             raise

@@ -12,8 +12,8 @@ from contextlib import aclosing
 from mlxm.errors import InternalError, MlxmError
 from mlxm.server.entry import Entry
 from mlxm.server.errors import guarded
-from mlxm.server.live import Live
-from mlxm.types import Backend, ChatRequest, Ended, Event
+from mlxm.server.services import Services
+from mlxm.types import ChatRequest, Ended, Event
 
 MAX_BUFFERED = 64
 
@@ -21,18 +21,18 @@ MAX_BUFFERED = 64
 class Answer:
     """The events of one chat; `close` must be called, and frees everything."""
 
-    def __init__(self, backend: Backend, chat: ChatRequest, *, live: Live, entry: Entry) -> None:
-        self._backend = backend
+    def __init__(self, services: Services, chat: ChatRequest, entry: Entry) -> None:
+        self._backend = services.backend
         self._chat = chat
-        self._live = live
+        self._live = services.live
         self._entry = entry
         self._buffer: list[Event] = []
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._failure: MlxmError | None = None
-        self._task = asyncio.create_task(guarded(self._pump(), chat.request_id))
+        self._task = asyncio.create_task(guarded(self._pump(), chat.request_id, services.log))
         self._task.add_done_callback(lambda _: self._arrived.set())
-        live.add(self.fail)
+        self._live.add(self.fail)
 
     async def take(self, wait_s: float | None = None) -> list[Event]:
         """All events that have arrived since; nothing when none came within `wait_s`. Raises what ended the answer."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-import structlog
-
 from mlxm.errors import Conflict, MlxmError, StoreError, Unavailable
 from mlxm.server.errors import status_of
+from mlxm.server.log import Log
 from mlxm.store.audit import AuditRow
 from mlxm.types import Ended, Event, Started, TextDelta
 
@@ -24,8 +23,9 @@ class Trail(Protocol):
 class Entry:
     """Watches one request, and writes its row once."""
 
-    def __init__(self, trail: Trail | None, *, request_id: str, endpoint: str, dialect: str) -> None:
+    def __init__(self, trail: Trail | None, log: Log, *, request_id: str, endpoint: str, dialect: str) -> None:
         self._trail = trail
+        self._log = log
         self._request_id = request_id
         self._endpoint = endpoint
         self._dialect = dialect
@@ -57,13 +57,13 @@ class Entry:
             return
         self.is_closed = True
         row = self._row(error)
-        structlog.get_logger().info("chat", **_shown(row))
+        self._log.info("chat", **_shown(row))
         if self._trail is None:
             return
         try:
             await self._trail.record(row)
         except (StoreError, Conflict, Unavailable) as failure:
-            structlog.get_logger().error("audit_failed", request_id=self._request_id, reason=failure.message)
+            self._log.error("audit_failed", request_id=self._request_id, reason=failure.message)
 
     def _row(self, error: MlxmError | None) -> AuditRow:
         return AuditRow(

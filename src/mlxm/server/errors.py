@@ -13,7 +13,6 @@ from http import HTTPStatus
 from typing import Literal, TypeVar
 
 import msgspec
-import structlog
 from litestar.exceptions import HTTPException
 
 from mlxm.errors import (
@@ -30,6 +29,7 @@ from mlxm.errors import (
     TimedOut,
     Unavailable,
 )
+from mlxm.server.log import Log
 
 T = TypeVar("T")
 
@@ -144,20 +144,20 @@ def from_http(error: HTTPException, method: str, path: str, served_paths: Iterab
     return InternalError("The server could not handle the request.")
 
 
-def report_unexpected(error: BaseException, request_id: str) -> InternalError:
+def report_unexpected(error: BaseException, request_id: str, log: Log) -> InternalError:
     """Log a failure that nobody foresaw; the client learns only where to look."""
-    structlog.get_logger().error("unexpected_error", request_id=request_id, exc_info=error)
+    log.error("unexpected_error", error=error, request_id=request_id)
     return InternalError("Something went wrong inside mlxm.", hint=f"The server's log has it under {request_id}.")
 
 
-async def guarded(work: Awaitable[T], request_id: str) -> T:
+async def guarded(work: Awaitable[T], request_id: str, log: Log) -> T:
     """The server's boundary: await `work`, and let nothing but an MlxmError out of it."""
     try:
         return await work
     except MlxmError:
         raise
     except Exception as error:  # one of the three boundaries of the house
-        raise report_unexpected(error, request_id) from error
+        raise report_unexpected(error, request_id, log) from error
 
 
 def _kind_of(error: MlxmError) -> tuple[int, str]:

@@ -10,13 +10,13 @@ import asyncio
 import time
 from typing import Any, Final
 
-import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from mlxm.errors import MlxmError
 from mlxm.server.errors import encode_error, error_headers, guarded, status_of
 from mlxm.server.live import Live, draining
+from mlxm.server.log import Log
 from mlxm.server.request_id import HEADERS, assign_request_id
 
 PROBES: Final = frozenset({"/health", "/ready"})
@@ -29,16 +29,18 @@ _DISCARD_IDLE_S = 0.3
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, live: Live) -> None:
+    def __init__(self, app: ASGIApp, live: Live, log: Log) -> None:
         self._app = app
         self._live = live
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request or the server's life."""
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, assign_request_id(scope, self._live.request_ids))
+        request_id = assign_request_id(scope, self._live.request_ids)
+        exchange = _Exchange(scope, receive, send, request_id, self._log)
         if scope["path"] in PROBES:
             await exchange.run(self._app)
         elif self._live.is_draining:
@@ -51,24 +53,25 @@ class Guard:
 class _Exchange:
     """One request on its way through, and what is known of its response."""
 
-    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, request_id: str, log: Log) -> None:
         self._scope = scope
         self._receive_raw = receive
         self._send_raw = send
         self._start_s = time.monotonic()
         self.request_id = request_id
+        self._log = log
         self._status: int | None = None
         self._is_body_read = not _has_body(scope)
 
     async def run(self, app: ASGIApp) -> None:
         """Let `app` answer; whatever it fails to answer is answered here."""
         try:
-            await guarded(app(self._scope, self._receive, self._send), self.request_id)
+            await guarded(app(self._scope, self._receive, self._send), self.request_id, self._log)
         except MlxmError as error:
             if self._status is None:
                 await self.refuse(error)
         finally:
-            self._log()
+            self._write_line()
 
     async def refuse(self, error: MlxmError) -> None:
         """Answer with an error."""
@@ -104,9 +107,8 @@ class _Exchange:
         except TimeoutError:
             return
 
-    def _log(self) -> None:
-        log = structlog.get_logger()
-        write = log.debug if self._scope["path"] in PROBES else log.info
+    def _write_line(self) -> None:
+        write = self._log.debug if self._scope["path"] in PROBES else self._log.info
         write(
             "request",
             request_id=self.request_id,

@@ -19,13 +19,16 @@ def draining() -> Draining:
 
 
 class Live:
-    """Counts requests, and can end those that have an answer under way."""
+    """Knows the requests under way, and can end those that have an answer.
+
+    While `is_draining`, new requests are refused; `idle` is set while none is under way.
+    """
 
     def __init__(self) -> None:
         self.is_draining = False
         self.request_ids: set[str] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.idle = asyncio.Event()
+        self.idle.set()
         self._fails: set[Fail] = set()
 
     @property
@@ -37,13 +40,13 @@ class Live:
     def request(self, request_id: str) -> Iterator[None]:
         """Know a request while it is under way; probes are not counted."""
         self.request_ids.add(request_id)
-        self._idle.clear()
+        self.idle.clear()
         try:
             yield
         finally:
             self.request_ids.discard(request_id)
             if not self.request_ids:
-                self._idle.set()
+                self.idle.set()
 
     def add(self, fail: Fail) -> None:
         """Take on an answer; `fail` ends it when the server cannot wait any longer."""
@@ -52,16 +55,6 @@ class Live:
     def discard(self, fail: Fail) -> None:
         """Let go of an answer; harmless when that was done before."""
         self._fails.discard(fail)
-
-    async def drain(self, within_s: float) -> bool:
-        """Refuse new requests from now on, and wait for those under way; False when some are left."""
-        self.is_draining = True
-        try:
-            async with asyncio.timeout(within_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def end_all(self) -> None:
         """Have every answer under way end with an error."""

@@ -45,7 +45,9 @@ class _ChatExchange:
         self._services = services
         self._request = request
         self._request_id = request_id_of(request.scope)
-        self._entry = Entry(services.trail, request_id=self._request_id, endpoint=CHAT_COMPLETIONS, dialect="openai")
+        self._entry = Entry(
+            services.trail, services.log, request_id=self._request_id, endpoint=CHAT_COMPLETIONS, dialect="openai"
+        )
 
     async def respond(self) -> ASGIResponse:
         """The whole answer, or the stream of it; whatever fails before the first byte is raised."""
@@ -63,7 +65,7 @@ class _ChatExchange:
         chat = asked.request.to_chat(self._request_id)
         heading = openai_chat.Heading.of(chat, created=int(time.time()))
         headers = {IGNORED_HEADER: ", ".join(asked.ignored)} if asked.ignored else {}
-        answer = Answer(self._services.backend, chat, live=self._services.live, entry=self._entry)
+        answer = Answer(self._services, chat, self._entry)
         if not asked.request.stream:
             return await self._whole(answer, heading, headers)
         options = asked.request.stream_options

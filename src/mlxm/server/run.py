@@ -15,6 +15,7 @@ from mlxm.errors import InternalError
 from mlxm.server.limits import Limits
 from mlxm.server.listen import open_listener
 from mlxm.server.live import Live
+from mlxm.server.log import Log
 from mlxm.server.stop import Stop
 from mlxm.settings import Settings
 from mlxm.store.audit import Audit, AuditRow
@@ -31,7 +32,7 @@ DATABASE_NAME = "mlxm.db"
 LAST_WORDS_S = 2.0
 CONNECTIONS_S = 3.0
 BACKEND_S = 10.0
-HURRIED_S = 0.5
+HURRIED_S = 0.3
 
 
 class Served(Protocol):
@@ -54,7 +55,7 @@ class Served(Protocol):
         ...
 
 
-def run_server(make_backend: Callable[[Settings], Served], settings: Settings, announce: Callable[[str], None]) -> bool:
+def run_server(make_backend: Callable[[], Served], settings: Settings, announce: Callable[[str], None]) -> bool:
     """Be the one server of the home until a signal ends it; `announce` gets the URL once requests are served.
 
     Returns False when a second signal cut the end short. Raises AlreadyRunning, PortInUse, OpenWithoutKey, and what
@@ -67,13 +68,13 @@ def run_server(make_backend: Callable[[Settings], Served], settings: Settings, a
 
 
 async def _run(
-    make_backend: Callable[[Settings], Served],
+    make_backend: Callable[[], Served],
     settings: Settings,
     listener: socket.socket,
     announce: Callable[[str], None],
 ) -> bool:
     url = _url_of(listener)
-    return await ServerLife(make_backend(settings), settings, listener).run(lambda: announce(url))
+    return await ServerLife(make_backend(), settings, listener).run(lambda: announce(url))
 
 
 def _url_of(listener: socket.socket) -> str:
@@ -100,6 +101,7 @@ class ServerLife:
         self._settings = settings
         self._listener = listener
         self._live = Live()
+        self._log = Log(settings.log.level, settings.log.format)
         self._stop = Stop()
         self._starting = asyncio.create_task(backend.start())
         self._opening = asyncio.create_task(Database.open(settings.home / DATABASE_NAME))
@@ -117,10 +119,8 @@ class ServerLife:
     def _make_server(self) -> EmbeddedServer:
         """Import and build the HTTP side; it takes longer than all the rest, so it runs in a thread."""
         from mlxm.server.embedded import EmbeddedServer  # noqa: PLC0415  # as above
-        from mlxm.server.log import configure_log  # noqa: PLC0415  # as above
         from mlxm.server.services import Services  # noqa: PLC0415  # as above
 
-        configure_log(self._settings.log.level, self._settings.log.format)
         server = self._settings.server
         limits = Limits(
             max_body_bytes=server.max_body_bytes,
@@ -133,6 +133,7 @@ class ServerLife:
             trail=LateTrail(self._opening),
             limits=limits,
             live=self._live,
+            log=self._log,
         )
         return EmbeddedServer(services, self._listener)
 
@@ -148,12 +149,12 @@ class ServerLife:
         try:
             if await self._until_stopped(serving, {self._starting, self._opening}):
                 announce()
+                await asyncio.to_thread(self._log.warm)
                 await self._until_stopped(serving, set())
             await self._drain()
         finally:
             server.stop()
-            await asyncio.wait({serving}, timeout=self._patience(CONNECTIONS_S))
-            await _end(serving)
+            await self._wait(serving, CONNECTIONS_S)
 
     async def _until_stopped(self, serving: asyncio.Task[None], work: set[asyncio.Task[Any]]) -> bool:
         """Wait until all of `work` is done, True, or a signal asks to stop, False."""
@@ -174,35 +175,40 @@ class ServerLife:
 
     async def _drain(self) -> None:
         """Let what runs finish, and tell what has not finished in time that it ends."""
-        draining = asyncio.create_task(self._live.drain(self._settings.server.drain_s))
-        insisting = asyncio.create_task(self._stop.insisted.wait())
-        await asyncio.wait({draining, insisting}, return_when=asyncio.FIRST_COMPLETED)
-        is_drained = draining.done() and draining.result()
-        await _end(draining, insisting)
-        if not is_drained:
+        self._live.is_draining = True
+        self._log.info("draining", num_requests=len(self._live.request_ids))
+        if not await self._wait(asyncio.create_task(self._live.idle.wait()), self._settings.server.drain_s):
             self._live.end_all()
-            await self._live.drain(self._patience(LAST_WORDS_S))
+            await self._wait(asyncio.create_task(self._live.idle.wait()), LAST_WORDS_S)
 
     async def _close(self) -> None:
         """Free the backend, and then the database, to which the last answers may still write."""
         await _end(self._starting)
         try:
-            async with asyncio.timeout(self._patience(BACKEND_S)):
-                await self._backend.close()
-        except TimeoutError:
-            pass  # its processes end with this one
+            await self._wait(asyncio.create_task(self._backend.close()), BACKEND_S)
         finally:
             await asyncio.wait({self._opening})
             if self._opening.exception() is None:
                 await self._opening.result().close()
 
-    def _patience(self, seconds: float) -> float:
-        """How long to wait for something at the end."""
-        return HURRIED_S if self._stop.insisted.is_set() else seconds
+    async def _wait(self, work: asyncio.Task[Any], within_s: float) -> bool:
+        """Wait for `work`, which is cancelled when it takes too long or is not done soon after a second signal.
+
+        Whether it was done in time.
+        """
+        insisting = asyncio.create_task(self._stop.insisted.wait())
+        await asyncio.wait({work, insisting}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        if insisting.done():
+            await asyncio.wait({work}, timeout=HURRIED_S)
+        await _end(insisting)
+        if work.done():
+            work.result()
+            return True
+        await _end(work)
+        return False
 
 
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait for them; what they failed with has been told, or is not worth telling any more."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for it; what it failed with has been told, or does not matter any more."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mlxm.server.entry import Trail
 from mlxm.server.limits import Limits
 from mlxm.server.live import Live
+from mlxm.server.log import Log
 from mlxm.types import Backend
 
 
@@ -24,3 +25,4 @@ class Services:
     trail: Trail | None = None
     limits: Limits = field(default_factory=Limits)
     live: Live = field(default_factory=Live)
+    log: Log = field(default_factory=Log)

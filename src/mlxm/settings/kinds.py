@@ -5,27 +5,14 @@ A kind is an annotated type: pydantic checks with it, and errors and docs quote 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-_UNIT_BYTES = {
-    "B": 1,
-    "KB": 1000,
-    "MB": 1000**2,
-    "GB": 1000**3,
-    "TB": 1000**4,
-    "KiB": 1024,
-    "MiB": 1024**2,
-    "GiB": 1024**3,
-    "TiB": 1024**4,
-}
-_BYTES_BY_NAME = {"": 1, **{name.lower(): size for name, size in _UNIT_BYTES.items()}}
-_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?) ?([a-z]*)", re.ASCII | re.IGNORECASE)
+from mlxm.settings.sizes import format_bytes, parse_bytes
+
 _NAMED_LIBRARIES = ("auto", "none")
 
 
@@ -34,26 +21,6 @@ class Allowed:
     """What a kind allows, in words that follow "must be"."""
 
     words: str
-
-
-def parse_bytes(size: object) -> int:
-    """The number of bytes that `512MB`, `1.5 GiB` or a plain number means; ValueError when it means none."""
-    if isinstance(size, int) and not isinstance(size, bool):
-        return size
-    found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
-    unit_bytes = None if found is None else _BYTES_BY_NAME.get(found[2].lower())
-    if found is None or unit_bytes is None:
-        raise ValueError("not a size")
-    num_bytes = Decimal(found[1]) * unit_bytes
-    if num_bytes != int(num_bytes):
-        raise ValueError("not a whole number of bytes")
-    return int(num_bytes)
-
-
-def format_bytes(num_bytes: int) -> str:
-    """The shortest exact way to write a size, such as 512MB or 10MiB."""
-    exact = [f"{num_bytes // unit}{name}" for name, unit in _UNIT_BYTES.items() if num_bytes % unit == 0]
-    return min(reversed(exact), key=len) if num_bytes else "0B"
 
 
 def _check_library(text: str) -> str:

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 
 from mlxm.errors import ConfigInvalid
 from mlxm.settings.groups import CONFIG_NAME, Settings
+from mlxm.settings.home import HOME_VARIABLE, home_folder
 from mlxm.settings.table import ENV_PREFIX, SETTINGS, Setting, find_setting, group_of, nearest
 
 PRECEDENCE = "flag > environment > config.toml > default"
-HOME_VARIABLE = "MLXM_HOME"
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _MAX_QUOTED = 80
 
@@ -64,15 +64,6 @@ def load_settings(overrides: Mapping[str, object] | None = None, environ: Mappin
     refuse_problems(layers)
     origins = {name: origin for layer in reversed(layers) for name, origin in layer.origins.items()}
     return Settings.from_layers(home, [layer.nested() for layer in layers], origins)
-
-
-def home_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """The folder that MLXM_HOME names, or ~/.mlxm."""
-    environ = os.environ if environ is None else environ
-    named = environ.get(HOME_VARIABLE, "~/.mlxm")
-    if not named:
-        raise ConfigInvalid(f"{HOME_VARIABLE} is empty.", hint=f"Unset {HOME_VARIABLE}, or let it name a folder.")
-    return Path(os.path.expanduser(named)).absolute()  # noqa: PTH111  # Path's own raises for a user it does not know
 
 
 def refuse_problems(layers: Iterable[Layer]) -> None:

@@ -17,6 +17,7 @@ sock = socket.socket(fileno=options.fd)
 
 
 def say_hello(protocol: str = PROTOCOL) -> None:
+    """The first frame."""
     sock.sendall(encode(Hello(protocol=protocol, version="9.9", pid=os.getpid())))
 
 
