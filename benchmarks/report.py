@@ -70,12 +70,12 @@ def to_json(report: Report) -> str:
 
 def to_text(subject: str, report: Report) -> str:
     """The report for people."""
-    machine = " · ".join(str(value) for value in describe_machine().values())
+    machine = ", ".join(f"{name} {value}" for name, value in describe_machine().items())
     rows = ["  ".join(f"{name} {value}" for name, value in row.items()) for row in report.rows]
     gates = [
         f"{'ok  ' if gate.ok else 'FAIL'}  {gate.name}  {gate.value}  (target {gate.target})" for gate in report.gates
     ]
-    return "\n".join([f"{subject} on {machine}", "", *rows, "", *gates])
+    return "\n".join([f"{subject}: {machine}", "", *rows, "", *gates])
 
 
 def describe_machine() -> dict[str, Value]:

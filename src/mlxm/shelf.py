@@ -5,6 +5,7 @@ It keeps nothing between two questions, so that what another process has changed
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 from mlxm.catalog.local import Listing, LocalModel, LocalModels, Roots
@@ -43,7 +44,7 @@ class Shelf:
 
     def aliases(self) -> dict[str, str]:
         """What each alias stands for."""
-        found = look(self.home / DATABASE_NAME, "aliases", lambda db: dict(db.execute("SELECT name, target FROM aliases")))
+        found = look(self.home / DATABASE_NAME, "aliases", _read_aliases)
         return {} if found is None else found
 
     def names(self) -> tuple[str, ...]:
@@ -53,3 +54,7 @@ class Shelf:
     def find(self, name: str, *, revision: str | None = None) -> LocalModel:
         """The model of a name, whatever its state; ModelNotFound, or InvalidRequest when it can be no name."""
         return LocalModels(self.roots()).find(self.aliases().get(name, name), revision=revision)
+
+
+def _read_aliases(connection: sqlite3.Connection) -> dict[str, str]:
+    return dict(connection.execute("SELECT name, target FROM aliases ORDER BY name"))

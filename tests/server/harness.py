@@ -16,6 +16,7 @@ from mlxm.server.entry import Trail
 from mlxm.server.limits import Limits
 from mlxm.server.listen import open_listener
 from mlxm.server.live import Live
+from mlxm.server.log import Log
 from mlxm.server.services import Services
 from mlxm.store.audit import AuditRow
 from mlxm.testing.backends import ECHO_MODEL
@@ -36,6 +37,26 @@ class KeptRows:
         """Keep a row."""
         self.rows.append(row)
         self.arrived.set()
+
+
+class KeptLines(Log):
+    """A log in memory."""
+
+    def __init__(self) -> None:
+        super().__init__("debug")
+        self.lines: list[dict[str, Any]] = []
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Keep a line."""
+        self.lines.append({"level": "debug", "event": event, **fields})
+
+    def info(self, event: str, **fields: object) -> None:
+        """Keep a line."""
+        self.lines.append({"level": "info", "event": event, **fields})
+
+    def error(self, event: str, error: BaseException | None = None, **fields: object) -> None:
+        """Keep a line and its error."""
+        self.lines.append({"level": "error", "event": event, "error": error, **fields})
 
 
 @dataclass(frozen=True)
@@ -65,13 +86,19 @@ async def serving(
     trail: Trail | None = None,
     limits: Limits | None = None,
     ready: Callable[[], str | None] = lambda: None,
+    log: Log | None = None,
 ) -> AsyncIterator[Running]:
     """Serve `backend` until the block ends."""
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
     live = Live()
     services = Services(
-        backend=backend, ready=ready, trail=trail, limits=Limits() if limits is None else limits, live=live
+        backend=backend,
+        ready=ready,
+        trail=trail,
+        limits=Limits() if limits is None else limits,
+        live=live,
+        log=KeptLines() if log is None else log,
     )
     server = EmbeddedServer(services, listener)
     task = asyncio.create_task(server.serve())

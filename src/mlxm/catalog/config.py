@@ -17,7 +17,7 @@ _TWO_FOR_PADDING: Final = frozenset({"roberta", "xlm-roberta", "xlm_roberta", "c
 
 _LENGTHS: Final = (
     *("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length"),
-    *("model_max_length", "max_target_positions", "n_text_ctx", "max_context_length"),
+    *("model_max_length", "max_target_positions", "n_text_ctx"),
 )
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "n_text_layer")
 _HEADS: Final = ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "n_text_head")
@@ -27,27 +27,25 @@ _HIDDEN: Final = ("hidden_size", "n_embd", "d_model", "dim", "hidden_dim", "mode
 _VOCABULARY: Final = ("vocab_size", "padded_vocab_size", "n_vocab")
 _WINDOWS: Final = ("sliding_window", "attention_window_size", "sliding_window_size", "window_size", "local_attention")
 
-_DEFAULTS: Final[dict[str, dict[str, int]]] = {
-    "gemma": {"head_dim": 256},
-    "gemma2": {"head_dim": 256},
+_HEAD_SIZES: Final = {"gemma": 256, "gemma2": 256, "gemma3_text": 256, "qwen3": 128, "qwen3_moe": 128, "glm4": 128}
+"""What head_dim is when it is not given, for classes whose heads do not share out the hidden size."""
+_NESTED_SIZES: Final[dict[str, dict[str, int]]] = {
     "gemma3_text": {
-        **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208},
-        **{"max_position_embeddings": 131072},
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
     },
-    "qwen3": {"head_dim": 128},
-    "qwen3_moe": {"head_dim": 128},
-    "glm4": {"head_dim": 128},
-    "llama4_text": {"head_dim": 128},
     "mistral": {"num_attention_heads": 32, "num_key_value_heads": 8},
     "llama": {
-        **{"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000},
-        **{"max_position_embeddings": 2048},
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
     },
-    "xlm-roberta": {"max_position_embeddings": 514},
-    "mamba": {"expand": 2},
-    "mamba2": {"expand": 2},
 }
-"""Published configurations leave out what equals their class's default, most often in the text part of a vision model."""
+"""The text part of a vision model leaves out what equals its class's default."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +67,7 @@ class Config:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.whole = values
         self.text = _text_part(values)
-        self._defaults = _DEFAULTS.get(self.text_type or "", {}) if self.text is not values or self.has_shape else {}
+        self._defaults = {} if self.text is values else _NESTED_SIZES.get(self.text_type or "", {})
 
     @property
     def model_type(self) -> str | None:
@@ -88,11 +86,6 @@ class Config:
         if isinstance(named, str):
             return (named,)
         return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
-
-    @property
-    def has_shape(self) -> bool:
-        """Whether sizes are given at all."""
-        return any(key in self.text for key in (*_LAYERS, *_HIDDEN))
 
     def number(self, *keys: str) -> int | None:
         """The first whole number under one of these names."""
@@ -162,6 +155,8 @@ class Config:
         if heads is None:
             return None
         given = self.positive(*_HEAD_DIMS)
+        if given is None:
+            given = _HEAD_SIZES.get(self.text_type or "")
         if given is not None or hidden is None:
             return given
         return hidden // heads or None

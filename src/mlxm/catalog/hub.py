@@ -16,19 +16,9 @@ import msgspec
 from mlxm.catalog import hub_errors
 from mlxm.catalog.hub_answers import Facts, TreeEntry, decode, decode_config, files_of_tree
 from mlxm.catalog.hub_files import RemoteFile, select_files
-from mlxm.catalog.hub_http import HubHttp, HubOptions, Query, find_token
-from mlxm.catalog.hub_search import (
-    Dropped,
-    Filled,
-    Filters,
-    Found,
-    Row,
-    SearchEvent,
-    Sort,
-    first_row,
-    search_models,
-    sort_rows,
-)
+from mlxm.catalog.hub_filters import Filters, Row, Sort, sort_rows
+from mlxm.catalog.hub_http import MAX_BODY_BYTES, HubHttp, HubOptions, Query, find_token
+from mlxm.catalog.hub_search import Dropped, Filled, Found, SearchEvent, search_models
 from mlxm.catalog.names import nearest, parse_name
 from mlxm.errors import MlxmError, ModelNotFound
 
@@ -98,13 +88,13 @@ class HubApi:
         await self._http.close()
 
     def search(
-        self, query: str, filters: Filters = Filters(), *, sort: Sort = "downloads", limit: int = 20
+        self, query: str, filters: Filters | None = None, *, sort: Sort = "downloads", limit: int = 20
     ) -> AsyncGenerator[SearchEvent, None]:
         """Models for MLX, as events: Found at once, then Filled or Dropped as each becomes better known.
 
         At most `limit` rows stand at any time; a dropped one is replaced by the next. Close it to stop asking.
         """
-        return search_models(self, query, filters, sort, limit)
+        return search_models(self, query, Filters() if filters is None else filters, sort, limit)
 
     async def info(self, name: str, revision: str | None = None) -> RemoteModel:
         """The model and its files. Raises InvalidRequest, ModelNotFound with near names, Forbidden or Offline."""
@@ -145,9 +135,10 @@ class HubApi:
             raise hub_errors.refused(self.options.endpoint, answer.status)
         return self._decode(answer.body, list[Facts]), answer.next_query
 
-    async def _get(self, path: str, query: Query, *, name: str, revision: str, max_bytes: int | None = None) -> bytes:
-        limit = {} if max_bytes is None else {"max_bytes": max_bytes}
-        answer = await self._http.get(path, query, **limit)
+    async def _get(
+        self, path: str, query: Query, *, name: str, revision: str, max_bytes: int = MAX_BODY_BYTES
+    ) -> bytes:
+        answer = await self._http.get(path, query, max_bytes=max_bytes)
         if answer.is_success:
             return answer.body
         raise hub_errors.by_status(
@@ -201,7 +192,7 @@ class HubApi:
             pages = await asyncio.gather(*(self.page(query) for query in queries))
         except MlxmError:
             return ()  # the name is not found either way, and that is what the caller has to hear
-        return nearest(name, {facts.id: None for facts, _ in pages for facts in facts}, limit=_NUM_NEAR)
+        return nearest(name, {facts.id: None for found, _ in pages for facts in found}, limit=_NUM_NEAR)
 
     def _decode(self, body: bytes, kind: type[T]) -> T:
         try:

@@ -83,9 +83,7 @@ def no_such_revision(name: str, revision: str) -> ModelNotFound:
     )
 
 
-def by_status(  # noqa: PLR0913  (what an answer says, part by part)
-    endpoint: str, name: str, revision: str, *, status: int, code: str | None, has_token: bool
-) -> MlxmError:
+def by_status(endpoint: str, name: str, revision: str, *, status: int, code: str | None, has_token: bool) -> MlxmError:
     """What an answer other than success means for a model."""
     if code == "RevisionNotFound":
         return no_such_revision(name, revision)

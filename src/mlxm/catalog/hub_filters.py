@@ -10,6 +10,7 @@ import msgspec
 
 from mlxm.catalog import memory
 from mlxm.catalog.characteristics import Answer, Characteristics
+from mlxm.catalog.hub_answers import Facts
 from mlxm.errors import InvalidRequest
 
 Sort = Literal["downloads", "likes", "modified", "created", "trending"]
@@ -79,7 +80,22 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def sort_rows(rows: Iterable[Row], sort: Sort) -> list[Row]:
     """Rows as the Hub orders them: the most first."""
-    return sorted(rows, key=lambda row: (_sort_value(row, sort), row.name), reverse=True)
+    return sorted(rows, key=lambda row: (sort_value(row, sort), row.name), reverse=True)
+
+
+def sort_value(model: Row | Facts, sort: Sort) -> float | str:
+    """What a model is sorted by."""
+    values: dict[Sort, float | str | None] = {
+        "downloads": model.downloads,
+        "likes": model.likes,
+        "modified": model.last_modified,
+        "created": model.created,
+        "trending": model.trending,
+    }
+    value = values[sort]
+    if value is None:
+        return "" if sort in ("modified", "created") else -1.0
+    return value
 
 
 def judge(row: Row, filters: Filters) -> tuple[str | None, tuple[str, ...]]:
@@ -143,16 +159,3 @@ def _can(known: Characteristics, name: str) -> bool | None:
     if known.kind == "unknown":
         return None
     return known.kind == name or (name == "text" and known.kind == "vision")
-
-
-def _sort_value(row: Row, sort: Sort) -> float | str:
-    value: float | str | None = {
-        "downloads": row.downloads,
-        "likes": row.likes,
-        "modified": row.last_modified,
-        "created": row.created,
-        "trending": row.trending,
-    }[sort]
-    if value is None:
-        return "" if sort in ("modified", "created") else -1.0
-    return value

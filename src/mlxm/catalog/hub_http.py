@@ -48,7 +48,7 @@ class HubOptions(msgspec.Struct, frozen=True, kw_only=True):
             environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
             for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         )
-        return cls(endpoint=said if said else DEFAULT_ENDPOINT, token=token, offline=offline or is_off)
+        return cls(endpoint=said or DEFAULT_ENDPOINT, token=token, offline=offline or is_off)
 
 
 def find_token() -> str | None:
@@ -162,7 +162,7 @@ async def _read(response: httpx.Response, max_bytes: int) -> bytes:
 
 def _reason(error: Exception) -> str:
     words = str(error).strip().rstrip(".")
-    return words if words else type(error).__name__
+    return words or type(error).__name__
 
 
 def _params(query: Query | None) -> Any:

@@ -15,7 +15,7 @@ import msgspec
 from mlxm.catalog.characteristics import Characteristics, describe_config
 from mlxm.catalog.hub_answers import Facts
 from mlxm.catalog.hub_files import select_files
-from mlxm.catalog.hub_filters import Filters, Row, Sort, judge, sort_rows, with_memory
+from mlxm.catalog.hub_filters import Filters, Row, Sort, judge, sort_value, with_memory
 from mlxm.catalog.hub_http import Query
 from mlxm.errors import InvalidRequest, MlxmError
 
@@ -179,9 +179,7 @@ class _Filler:
         config = await self._source.config(facts.id, commit)
         known = _describe(facts, config, row.size_bytes)
         weights_bytes = row.characteristics.weights_bytes
-        return msgspec.structs.replace(
-            row, characteristics=msgspec.structs.replace(known, weights_bytes=weights_bytes)
-        )
+        return msgspec.structs.replace(row, characteristics=msgspec.structs.replace(known, weights_bytes=weights_bytes))
 
 
 class _Listing:
@@ -203,16 +201,17 @@ class _Listing:
         self._streams = streams
         self._sort: Sort = sort
         self._seen: set[str] = set()
+        self._num_looked_at = 0
 
     async def pop(self) -> Facts | None:
         """The next model, None when there are no more or enough were looked at."""
-        while len(self._seen) < _MAX_LOOKED_AT:
-            await asyncio.gather(*(stream.fetch() for stream in self._streams))
-            heads = {stream.head.id: stream for stream in self._streams if stream.head is not None}
-            if not heads:
+        while self._num_looked_at < _MAX_LOOKED_AT:
+            heads = await asyncio.gather(*(stream.head() for stream in self._streams))
+            known = [(sort_value(facts, self._sort), at) for at, facts in enumerate(heads) if facts is not None]
+            if not known:
                 return None
-            first = sort_rows([_plain_row(stream.head) for stream in heads.values() if stream.head], self._sort)[0]
-            facts = heads[first.name].take()
+            facts = self._streams[max(known)[1]].take()
+            self._num_looked_at += 1
             if facts.is_mlx and facts.id not in self._seen:
                 self._seen.add(facts.id)
                 return facts
@@ -227,15 +226,11 @@ class _Stream:
         self._next: Query | None = query
         self._facts: list[Facts] = []
 
-    @property
-    def head(self) -> Facts | None:
+    async def head(self) -> Facts | None:
         """The next model, None at the end."""
-        return self._facts[0] if self._facts else None
-
-    async def fetch(self) -> None:
-        """Make sure that the head is known."""
         while not self._facts and self._next is not None:
             self._facts, self._next = await self._source.page(self._next)
+        return self._facts[0] if self._facts else None
 
     def take(self) -> Facts:
         """The head, which makes room for the next."""

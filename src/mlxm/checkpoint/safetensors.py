@@ -101,6 +101,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in sorted(present))
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds or promises a weight file that mlx-lm loads; ModelBroken when it cannot be read."""
+    return bool(_present(folder)) or (folder / INDEX_NAME).exists()
+
+
 def _present(folder: Path) -> set[str]:
     """Names of weight files that lie in a folder; a link to nothing is no file."""
     try:

@@ -9,7 +9,7 @@ _STEP = 1000
 _BYTE_UNITS = ("B", "KB", "MB", "GB", "TB")
 _COUNT_UNITS = ("", "K", "M", "B", "T")
 _TOKEN_UNITS = ("", "k", "M")
-_AGES = ((60.0, "s"), (60.0, "m"), (24.0, "h"), (7.0, "d"), (52.0, "w"), (float("inf"), "y"))
+_AGES = ((31_536_000, "y"), (604_800, "w"), (86_400, "d"), (3_600, "h"), (60, "m"))
 _WHOLE = 100
 
 
@@ -39,12 +39,10 @@ def show_tokens(num_tokens: int) -> str:
 
 def show_age(seconds: float) -> str:
     """How long ago something was, in one unit: 2m ago."""
-    left = max(seconds, 0.0)
-    for size, unit in _AGES:
-        if left < size:
-            break
-        left /= size
-    return "just now" if unit == "s" else f"{int(left)}{unit} ago"
+    for unit_s, unit in _AGES:
+        if seconds >= unit_s:
+            return f"{int(seconds // unit_s)}{unit} ago"
+    return "just now"
 
 
 def show_duration(seconds: float) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import IO, Annotated, Any
@@ -90,9 +92,27 @@ EXIT_CODES_BY_ERROR: dict[str, ExitCode] = {
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and errors as JSON too.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print names alone, one per line.")]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """The names of models that the shell may offer."""
+    from mlxm.settings.home import home_folder
+    from mlxm.shelf import Shelf
+
+    return [name for name in Shelf(home_folder()).names() if name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model's name, or an alias.", show_default=False, autocompletion=complete_model
+    ),
+]
 
 # Nothing piped is ever cut: a table that no terminal shows may be as wide as its longest line.
 _UNLIMITED_COLUMNS = 100_000
+_MIN_WIDTH = 20
 
 
 def exit_code_of(error: MlxmError) -> ExitCode:
@@ -132,6 +152,27 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in cells[1:]:
         table.add_row(*row)
     print_rich(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print names and what holds for them, indented and aligned; on a terminal wrapped beside the names."""
+    pairs = list(facts)
+    indent = max((len(name) for name, _ in pairs), default=0) + 4
+    width = max(shutil.get_terminal_size().columns - indent, _MIN_WIDTH) if sys.stdout.isatty() else _UNLIMITED_COLUMNS
+    for name, text in pairs:
+        lines = textwrap.wrap(text, width, break_on_hyphens=False) if text else [""]
+        padded = paint(f"{name:<{indent - 4}}", "1", sys.stdout)
+        print_line(f"  {padded}  " + f"\n{'':<{indent}}".join(lines))
+
+
+def print_markdown(text: str) -> None:
+    """Print Markdown: laid out on a terminal, as it is in a pipe."""
+    if not sys.stdout.isatty():
+        print_line(text.removesuffix("\n"))
+        return
+    from rich.markdown import Markdown
+
+    print_rich(Markdown(text))
 
 
 def print_rich(renderable: Any) -> None:

@@ -15,8 +15,8 @@ from mlxm.store import private
 from mlxm.store.failures import translated
 from mlxm.store.lock import home_status
 
-_TOKEN_NAME = "control-token"
-_URL_NAME = "url"
+_FILE_OF_TOKEN = "control-token"  # noqa: S105  # the name of the file, not what is in it
+_FILE_OF_URL = "url"
 _MAX_BYTES = 4096
 _TOKEN_BYTES = 32
 
@@ -32,14 +32,14 @@ def publish_control(home: Path, url: str) -> Control:
     """Make a token and write both files; for the process that holds the home's lock. Blocks; raises StoreError."""
     withdraw_control(home)
     control = Control(url=url, token=secrets.token_urlsafe(_TOKEN_BYTES))
-    private.make_file(_folder(home) / _URL_NAME, f"{control.url}\n".encode())
-    private.make_file(_folder(home) / _TOKEN_NAME, f"{control.token}\n".encode())
+    private.make_file(_folder(home) / _FILE_OF_URL, f"{control.url}\n".encode())
+    private.make_file(_folder(home) / _FILE_OF_TOKEN, f"{control.token}\n".encode())
     return control
 
 
 def withdraw_control(home: Path) -> None:
     """Remove both files. Blocks; raises StoreError."""
-    for name in (_TOKEN_NAME, _URL_NAME):
+    for name in (_FILE_OF_TOKEN, _FILE_OF_URL):
         with translated(_folder(home) / name), suppress(FileNotFoundError):
             (_folder(home) / name).unlink()
 
@@ -48,7 +48,7 @@ def read_control(home: Path) -> Control | None:
     """The running server of a home, or None; SecretUnreadable when others could have read its token. Blocks."""
     if not home_status(home).held:
         return None
-    token, url = (private.read_file(_folder(home) / name, _MAX_BYTES) for name in (_TOKEN_NAME, _URL_NAME))
+    token, url = (private.read_file(_folder(home) / name, _MAX_BYTES) for name in (_FILE_OF_TOKEN, _FILE_OF_URL))
     return None if token is None or url is None else Control(url=url.decode().strip(), token=token.decode().strip())
 
 

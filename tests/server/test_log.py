@@ -1,0 +1,61 @@
+import io
+import json
+import os
+import pty
+
+import pytest
+
+from mlxm.server.log import Log
+
+NASTY = "line\nbreak \x1b[31mred\x1b[0m bell\x07 next\x85 sep\u2028"
+
+
+def test_json_lines() -> None:
+    """Without a terminal each line is one JSON object, whatever is in it."""
+    stream = io.StringIO()
+    log = Log("info", "auto", stream)
+    log.warm()
+    log.debug("unseen")
+    log.info("seen", request_id="req_1", path=NASTY)
+    (line,) = stream.getvalue().splitlines()
+    entry = json.loads(line)
+    assert (entry["event"], entry["level"], entry["request_id"], entry["path"]) == ("seen", "info", "req_1", NASTY)
+    assert entry["timestamp"].endswith("Z")
+
+
+def test_errors_carry_their_traceback() -> None:
+    """An error's words and where it came from are in the line."""
+    stream = io.StringIO()
+    try:
+        int(NASTY)
+    except ValueError as error:
+        Log("error", "json", stream).error("failed", error, request_id="req_1")
+    entry = json.loads(stream.getvalue())
+    assert "test_log.py" in entry["exception"]
+    assert "ValueError" in entry["exception"]
+    assert stream.getvalue().isascii()
+
+
+@pytest.mark.parametrize("style", ["console", "auto"])
+def test_lines_for_people(style: str) -> None:
+    """On a terminal lines are words, and no request can draw there or begin a line of its own."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        log = Log("debug", "console" if style == "console" else "auto", terminal)
+        log.debug("seen", path=NASTY, method=NASTY.replace(" ", "").replace("\n", ""))
+        terminal.flush()
+        shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert shown.count("\n") == 1
+    for harmful in ("\x1b[31m", "\x07", "\x85", "\u2028"):
+        assert harmful not in shown
+        assert ascii(harmful)[1:-1] in shown
+
+
+def test_level_is_obeyed() -> None:
+    """Less important lines are not written."""
+    stream = io.StringIO()
+    log = Log("error", "json", stream)
+    log.info("unseen")
+    log.error("seen")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["seen"]
