@@ -1,7 +1,12 @@
 import os
-from collections.abc import Iterator
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mlxm.tiny import build_builtin
@@ -40,3 +45,43 @@ def long_soak() -> bool:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model's folder; not to be changed."""
     return build_builtin(tmp_path_factory.mktemp("builtin"))
+
+
+def _is_gone(pid: int, within_s: float) -> bool:
+    if hasattr(os, "pidfd_open"):
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return True
+        try:
+            return bool(select.select([handle], [], [], within_s)[0])  # also when nobody has collected it
+        finally:
+            os.close(handle)
+    deadline = time.monotonic() + within_s
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.fixture
+def is_gone() -> Callable[[int, float], bool]:
+    """Whether a process ends within some seconds."""
+    return _is_gone
+
+
+@pytest.fixture
+def unmeasured() -> dict[str, str]:
+    """The environment for programs that are killed: they can report no coverage, and measuring slows their start."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+
+
+@pytest.fixture(scope="session")
+def mount_namespace() -> list[str]:
+    """The command prefix under which mounts are allowed and vanish with the process; skips where nothing allows it."""
+    for prefix in (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"]):
+        probe = [*prefix, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        if shutil.which("unshare") and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return prefix
+    pytest.skip("this system lets nobody here mount anything")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -18,6 +19,10 @@ from mlxm.pool.worker import WorkerOptions
 from mlxm.router import Router
 from mlxm.settings import Settings
 from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, Started, TextDelta
+
+if TYPE_CHECKING:
+    from mlxm.downloads import Downloads
+    from mlxm.hub_access import HubAccess
 
 UNKNOWN_CONTEXT_MAX_TOKENS = 4096
 """How far an unlimited answer goes when the model's files do not say how long its context is."""
@@ -47,6 +52,8 @@ class Hub:
         self._router = Router(settings.home)
         self._prep = Prep(settings.prep)
         self._pool = Pool(settings.worker)
+        self._access: HubAccess | None = None
+        self._opening_access = asyncio.Lock()
         self._unready: str | None = "mlxm is starting"
 
     async def start(self) -> None:
@@ -57,6 +64,8 @@ class Hub:
     async def close(self) -> None:
         """End every process; requests that are not complete fail with Draining."""
         self._unready = "mlxm is stopping"
+        if self._access is not None:
+            await self._access.close()
         await self._pool.close()
         await self._prep.close()
 
@@ -72,8 +81,15 @@ class Hub:
         return self._unready
 
     def models(self) -> tuple[str, ...]:
-        """The names that requests may use."""
+        """The names that requests may use. Blocks."""
         return self._router.names()
+
+    async def downloads(self) -> Downloads:
+        """What fetches models; made when first asked for, because what speaks to the Hub is slow to import."""
+        async with self._opening_access:
+            if self._access is None:
+                self._access = await asyncio.to_thread(_open_access)
+        return self._access.downloads
 
     async def chat(self, request: ChatRequest, *, may_be_path: bool = False) -> AsyncGenerator[Event, None]:
         """Answer `request`: Started first, Ended last; closing it early cancels the request.
@@ -93,6 +109,12 @@ class Hub:
             async for frame in frames:
                 for event in _events(frame, len(prompt_ids)):
                     yield event
+
+
+def _open_access() -> HubAccess:
+    from mlxm.hub_access import HubAccess  # noqa: PLC0415  # as said in Hub.downloads
+
+    return HubAccess.open()
 
 
 def _room(model: LocalModel, num_prompt: int, max_tokens: int | None) -> int:

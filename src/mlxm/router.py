@@ -1,17 +1,22 @@
-"""From the name in a request to the model that answers it: one function, for every way in."""
+"""From the name in a request to the model that answers it: one function, for every way in.
+
+An alias comes first, then a model on this machine's disk, then the built-in one.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 from pathlib import Path
 
+from mlxm.checkpoint.names import nearest
 from mlxm.engine.model_files import read_model_config
-from mlxm.errors import ModelNotFound
+from mlxm.errors import InvalidRequest, ModelBroken, ModelNotFound
 from mlxm.pool.pool import LocalModel
+from mlxm.shelf import Shelf
 from mlxm.tiny import BUILTIN_NAME, build_builtin
 
 _PATH_STARTS = ("/", "./", "../")
+_MAX_LISTED = 5
 
 
 class Router:
@@ -19,29 +24,42 @@ class Router:
 
     def __init__(self, home: Path) -> None:
         self._home = home
+        self._shelf = Shelf(home)
         self._builtin: LocalModel | None = None
 
     def names(self) -> tuple[str, ...]:
-        """Every name that can be asked for."""
-        return (BUILTIN_NAME,)
+        """Every name that can be asked for. Blocks."""
+        return tuple(dict.fromkeys((*self._shelf.names(), BUILTIN_NAME)))
 
     async def resolve(self, name: str, *, may_be_path: bool = False) -> LocalModel:
-        """The model of a name; raises ModelNotFound.
+        """The model of a name; raises ModelNotFound, or ModelBroken when it cannot be run.
 
         A folder's path counts only where the person at this machine gave it, never when it came over the network.
         """
         return await asyncio.to_thread(self._find, name, may_be_path=may_be_path)
 
     def _find(self, name: str, *, may_be_path: bool) -> LocalModel:
-        if name == BUILTIN_NAME:
-            return self._built_in()
         if may_be_path and name.startswith(_PATH_STARTS):
             return self._at(Path(name).resolve())
-        near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.4)
-        known = ", ".join(near) if near else ", ".join(self.names())
-        raise ModelNotFound(
-            f"There is no model {name!r}.", hint=f"{'Near names' if near else 'There is'}: {known}.", param="model"
-        )
+        target = self._shelf.aliases().get(name, name)
+        if target == BUILTIN_NAME:
+            return self._built_in()
+        try:
+            found = self._shelf.find(target)
+        except (ModelNotFound, InvalidRequest) as error:
+            raise self._unknown(name) from error
+        if found.state != "ready":
+            hint = f"mlxm pull {found.id}" if found.source == "hub" else None
+            raise ModelBroken(f"{found.id} is {found.state}: {found.state_reason}", hint=hint, param="model")
+        if not found.runnable:
+            raise ModelBroken(f"{found.id} cannot be run: {found.runnable_reason}", param="model")
+        return _model(found.id, found.path)
+
+    def _unknown(self, name: str) -> ModelNotFound:
+        known = self.names()
+        near = nearest(name, known)
+        hint = f"Near names: {', '.join(near)}." if near else f"There is: {', '.join(known[:_MAX_LISTED])}."
+        return ModelNotFound(f"There is no model {name!r}.", hint=hint, param="model")
 
     def _built_in(self) -> LocalModel:
         """Checking a built-in model reads all of it, so that is done once and not for every request."""

@@ -14,9 +14,9 @@ import msgspec
 import psutil
 import pytest
 
+from mlxm.child import Child
 from mlxm.errors import Draining, InternalError, InvalidRequest, ModelBroken, Overloaded, TimedOut, WorkerDied
 from mlxm.frames import FromPrep, Render
-from mlxm.pool.child import Child
 from mlxm.pool.prep import Prep, PrepLimits, _Process
 from mlxm.tiny.families import FAMILIES
 from mlxm.tiny.tokenizer import write_tokenizer

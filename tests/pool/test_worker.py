@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from mlxm import frames
+from mlxm.child import Child
 from mlxm.errors import ConfigInvalid, Conflict, Draining, ModelBroken, ProtocolMismatch, TimedOut, WorkerDied
 from mlxm.frames import Delta, FromWorker, Generate, LoadProgress, RequestEnded, RequestStarted
-from mlxm.pool.child import Child
 from mlxm.pool.stream import RequestEvent, RequestStream
 from mlxm.pool.worker import Worker, WorkerOptions
 from mlxm.types import Sampling, Usage

@@ -13,7 +13,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from mlxm.frames import FromWorker, Generate
-from mlxm.pool.child import Child
+from mlxm.child import Child
 from mlxm.pool.worker import Worker, WorkerOptions
 
 async def compute():

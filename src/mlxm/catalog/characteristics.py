@@ -96,10 +96,11 @@ class _Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int | None = None
 
 
-def describe(folder: Path, *, name: str = "", tags: Sequence[str] = ()) -> Characteristics:
+def describe(folder: Path, *, name: str = "", tags: Sequence[str] = (), check_weights: bool = True) -> Characteristics:
     """What the files in `folder` say; raises ModelBroken naming the file that cannot be understood.
 
-    The headers of weight files are checked in full; a folder without any is described by its config.json alone.
+    The headers of weight files are checked in full. A folder without any, or any but `check_weights`, is described by
+    its config.json alone.
     """
     values = read_object(folder / "config.json", limit_bytes=_MAX_CONFIG_BYTES)
     if values is None:
@@ -107,7 +108,9 @@ def describe(folder: Path, *, name: str = "", tags: Sequence[str] = ()) -> Chara
     config = Config(values)
     tokenizer_config = read_object(folder / "tokenizer_config.json") or {}
     files = list_files(folder)
-    weights = read_weights(folder, quantisation_of(config), layer_settings(config)) if has_weights(folder) else None
+    weights = None
+    if check_weights and has_weights(folder):
+        weights = read_weights(folder, quantisation_of(config), layer_settings(config))
     return _assemble(
         config,
         _Surroundings(

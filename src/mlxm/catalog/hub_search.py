@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from mlxm.catalog.characteristics import Characteristics, describe_config
-from mlxm.catalog.hub_answers import Facts
+from mlxm.catalog.characteristics import Characteristics, Quantisation, describe_config
+from mlxm.catalog.hub_answers import Facts, TensorCount
 from mlxm.catalog.hub_files import select_files
 from mlxm.catalog.hub_filters import Filters, Row, Sort, judge, sort_value, with_memory
 from mlxm.catalog.hub_http import Query
@@ -22,6 +22,7 @@ from mlxm.errors import InvalidRequest, MlxmError
 COMMUNITY: Final = "mlx-community"
 _NUM_FILLED_AT_ONCE = 6
 _PAGE = 100
+_PACKED = "U32"
 _MAX_LOOKED_AT = 500
 _SORTS: Final[dict[Sort, str]] = {
     "downloads": "downloads",
@@ -136,10 +137,27 @@ def _verdict(row: Row, filters: Filters) -> SearchEvent:
 
 
 def _describe(facts: Facts, config: dict[str, Any] | None, size_bytes: int | None) -> Characteristics:
-    counted = None if facts.safetensors is None else facts.safetensors.total
-    return describe_config(
-        {} if config is None else config, name=facts.id, tags=facts.tags, parameters=counted, size_bytes=size_bytes
-    )
+    known = describe_config({} if config is None else config, name=facts.id, tags=facts.tags, size_bytes=size_bytes)
+    parameters = None if facts.safetensors is None else count_parameters(facts.safetensors, known.quantisation)
+    if parameters is None:
+        return known
+    return msgspec.structs.replace(known, parameters=parameters, parameters_from="hub")
+
+
+def count_parameters(counted: TensorCount, quantisation: Quantisation | None) -> int | None:
+    """How many parameters a model has, None when that cannot be told.
+
+    The Hub counts packed weights as the 32-bit words that hold them, and scales and biases with the rest.
+    """
+    words = counted.parameters.get(_PACKED, 0)
+    if counted.total is None or not words:
+        return counted.total
+    if quantisation is None or not quantisation.bits or not quantisation.group_size or quantisation.overrides:
+        return None
+    packed = words * 32 // quantisation.bits
+    per_group = 2 if quantisation.mode == "affine" else 1
+    rest = counted.total - words - packed // quantisation.group_size * per_group
+    return packed + max(rest, 0)
 
 
 class _Filler:

@@ -23,6 +23,7 @@ class File(msgspec.Struct, frozen=True):
     used_s: float
     identity: tuple[int, int]
     """Device and inode: two names of one file share them."""
+    is_link: bool
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -43,6 +44,11 @@ class Inventory(msgspec.Struct, frozen=True):
     def real_bytes(self) -> int:
         """What the files take, each counted once however many names it has."""
         return sum({file.identity: file.size_bytes for file in self.files}.values())
+
+    @property
+    def own_files(self) -> dict[tuple[int, int], int]:
+        """Sizes of the files that lie in the folder itself, by identity."""
+        return {file.identity: file.size_bytes for file in self.files if not file.is_link}
 
     @property
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
@@ -79,7 +85,9 @@ class _Collector:
             return
         if stat.S_ISREG(status.st_mode) and len(self.files) < _MAX_FILES:
             identity = (status.st_dev, status.st_ino)
-            self.files.append(File(name, status.st_size, status.st_mtime_ns, status.st_atime, identity))
+            self.files.append(
+                File(name, status.st_size, status.st_mtime_ns, status.st_atime, identity, entry.is_symlink())
+            )
 
 
 def list_files(folder: Path) -> Inventory:

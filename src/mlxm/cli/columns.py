@@ -5,19 +5,35 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mlxm.cli.output import print_table
+from mlxm.cli.output import make_table, print_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _GAP = 2
 
 
 def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]], *, expendable: Sequence[str]) -> None:
     """Print a table; a terminal too narrow for it does without `expendable` columns, the first of them first."""
-    shown = list(headers)
     if sys.stdout.isatty():
-        shown = fitting(headers, rows, expendable, shutil.get_terminal_size().columns)
+        headers, rows = narrowed(headers, rows, expendable)
+    print_table(headers, rows)
+
+
+def columns_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, expendable: Sequence[str]) -> Table:
+    """The same for something that is drawn again and again."""
+    return make_table(*narrowed(headers, rows, expendable))
+
+
+def narrowed(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """What of a table this terminal has room for."""
+    shown = fitting(headers, rows, expendable, shutil.get_terminal_size().columns)
     places = [headers.index(header) for header in shown]
-    print_table(shown, [[row[place] for place in places] for row in rows])
+    return shown, [[row[place] for place in places] for row in rows]
 
 
 def fitting(headers: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str], width: int) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlxm.catalog.characteristics import Capability, Characteristics, Quantisation
 from mlxm.catalog.memory import MemoryEstimate
-from mlxm.cli.figures import UNKNOWN, count_of, show_age, show_bytes, show_count, show_path, show_tokens
+from mlxm.cli.figures import UNKNOWN, count_of, show_bytes, show_count, show_path, show_tokens
 from mlxm.cli.installed import Installed, show_quantisation
 from mlxm.cli.machine import Machine
 
@@ -25,7 +25,7 @@ def describe_model(found: Installed, here: Machine) -> list[Fact]:
         *([("revision", _revision(found))] if model.revision is not None else ()),
         ("source", model.source),
         ("path", show_path(model.path)),
-        ("used", "never" if model.last_used is None else show_age(here.now - model.last_used)),
+        ("used", found.used),
     ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
-UNKNOWN = "unknown"
+UNKNOWN: Final = "unknown"
 _STEP = 1000
 _BYTE_UNITS = ("B", "KB", "MB", "GB", "TB")
 _COUNT_UNITS = ("", "K", "M", "B", "T")

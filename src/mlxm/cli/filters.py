@@ -16,6 +16,8 @@ Value = str | float | None
 
 _FILTER = re.compile(r"\s*([a-z]+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*")
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)")
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdwyMHDWY])")
+_SECONDS = {"m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0, "y": 31_536_000.0}
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 _TOKENS = 1024.0
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -51,6 +53,14 @@ def read_count(text: str) -> float:
     """7B as a number; ValueError when it is none."""
     amount, unit = _read_amount(text)
     return amount * _FACTORS[unit]
+
+
+def read_age(text: str) -> float:
+    """30d as seconds; ValueError when it is no time."""
+    found = _AGE.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * _SECONDS[found[2].lower()]
 
 
 def choose(items: Iterable[ItemT], filters: Sequence[str], fields: Mapping[str, Field[ItemT]]) -> list[ItemT]:
@@ -107,7 +117,7 @@ def _parse(name: str, text: str, parse: Callable[[str], float]) -> float:
     try:
         return parse(text)
     except (ValueError, KeyError) as error:
-        raise InvalidRequest(f"{text!r} is no {name}.", hint="Write 4GB, 32k or 7B.", param="filter") from error
+        raise InvalidRequest(f"{text!r} is no {name}.", hint="Write 4GB, 32k, 7B or 30d.", param="filter") from error
 
 
 def _find_field(name: str, fields: Mapping[str, Field[ItemT]]) -> Field[ItemT]:

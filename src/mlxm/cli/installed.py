@@ -9,7 +9,7 @@ import msgspec
 
 from mlxm.catalog.characteristics import Answer, Characteristics, Kind, Quantisation
 from mlxm.catalog.local import LocalModel
-from mlxm.catalog.memory import MemoryEstimate, estimate, fits, largest_context
+from mlxm.catalog.memory import MemoryEstimate, estimate, estimate_by_name, fits, largest_context
 from mlxm.cli.figures import UNKNOWN, show_age, show_bytes, show_tokens
 from mlxm.cli.machine import Machine
 
@@ -36,12 +36,15 @@ class Installed:
     model: LocalModel
     memory: MemoryEstimate | None
     fits: Answer
+    age_s: float | None = None
+    """How long ago it was used; None when it never was."""
 
     @classmethod
     def of(cls, model: LocalModel, machine: Machine) -> Installed:
         """Judge a model at the usual context."""
         memory = estimate_at(model, usual_context(model.characteristics))
-        return cls(model=model, memory=memory, fits=judge(memory, machine))
+        age_s = None if model.last_used is None else machine.now - model.last_used
+        return cls(model=model, memory=memory, fits=judge(memory, machine), age_s=age_s)
 
     @property
     def task(self) -> str:
@@ -79,14 +82,21 @@ class Installed:
         """Whether it can be run, in a word or two."""
         if self.model.state != "ready":
             return self.model.state
-        return "on disk" if self.model.runnable else "unsupported"
+        if not self.model.runnable:
+            return "unsupported"
+        return "built in" if self.model.source == "builtin" else "on disk"
+
+    @property
+    def used(self) -> str:
+        """When it was last read."""
+        return "never" if self.age_s is None else show_age(self.age_s)
 
     def largest_context(self, machine: Machine) -> int | None:
         """The longest context that this machine has the memory for; None when that cannot be said."""
         known = self.model.characteristics
         return None if known is None else largest_context(known, machine.budget_bytes, self.model.size_bytes)
 
-    def row(self, machine: Machine) -> tuple[str, ...]:
+    def row(self) -> tuple[str, ...]:
         """The cells below HEADERS."""
         model, context = self.model, self.context_length
         return (
@@ -97,7 +107,7 @@ class Installed:
             UNKNOWN if context is None else show_tokens(context),
             self.fits,
             self.state,
-            "never" if model.last_used is None else show_age(machine.now - model.last_used),
+            self.used,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -138,7 +148,8 @@ def usual_context(found: Characteristics | None) -> int | None:
 def estimate_at(model: LocalModel, context: int | None) -> MemoryEstimate | None:
     """What a model takes with a context; None when that cannot be said."""
     found = Characteristics() if model.characteristics is None else model.characteristics
-    return estimate(found, model.size_bytes, context)
+    counted = estimate(found, model.size_bytes, context)
+    return estimate_by_name(model.id) if counted is None else counted
 
 
 def judge(memory: MemoryEstimate | None, machine: Machine) -> Answer:

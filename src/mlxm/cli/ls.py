@@ -11,7 +11,7 @@ import typer
 from mlxm.cli import machine
 from mlxm.cli.columns import print_columns
 from mlxm.cli.figures import count_of, show_bytes, show_path
-from mlxm.cli.filters import Field, choose, order, read_count, read_size, read_tokens
+from mlxm.cli.filters import Field, choose, order, read_age, read_count, read_size, read_tokens
 from mlxm.cli.installed import EXPENDABLE, HEADERS, Installed
 from mlxm.cli.output import JsonFlag, QuietFlag, print_json, print_line, print_note
 from mlxm.settings.home import home_folder
@@ -32,7 +32,7 @@ FIELDS: Mapping[str, Field[Installed]] = {
     "fits": Field(lambda each: each.fits),
     "state": Field(lambda each: each.state),
     "source": Field(lambda each: each.model.source),
-    "used": Field(lambda each: each.model.last_used),
+    "used": Field(lambda each: each.age_s, read_age),
 }
 
 
@@ -62,7 +62,7 @@ def ls(
         for each in shown:
             print_line(each.model.id)
     else:
-        print_columns(HEADERS, [each.row(here) for each in shown], expendable=EXPENDABLE)
+        print_columns(HEADERS, [each.row() for each in shown], expendable=EXPENDABLE)
         print_note(_footer(shown, _places(shelf)))
     for problem in listing.problems:
         print_note(f"warning: {problem}")

@@ -40,6 +40,16 @@ class CommandEntry:
 
 
 COMMANDS: dict[str, CommandEntry] = {
+    "search": CommandEntry("mlxm.cli.search", "Find models on the Hub."),
+    "pull": CommandEntry("mlxm.cli.pull", "Download a model."),
+    "ls": CommandEntry("mlxm.cli.ls", "List the models on this machine."),
+    "list": CommandEntry("mlxm.cli.ls", "The same as ls."),
+    "show": CommandEntry("mlxm.cli.show", "Show what a model is, and what it takes to run it."),
+    "verify": CommandEntry("mlxm.cli.verify", "Check the files of a model."),
+    "import": CommandEntry("mlxm.cli.import_", "Use a folder of your own as a model."),
+    "alias": CommandEntry("mlxm.cli.alias", "Give models names of your own."),
+    "rm": CommandEntry("mlxm.cli.rm", "Remove models from the disk."),
+    "prune": CommandEntry("mlxm.cli.prune", "Remove unfinished downloads and old revisions."),
     "serve": CommandEntry("mlxm.cli.serve", "Start the server."),
     "config": CommandEntry("mlxm.cli.config", "Read and change settings."),
     "doctor": CommandEntry("mlxm.cli.doctor", "Check this machine and say what to fix."),

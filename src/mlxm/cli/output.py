@@ -13,11 +13,14 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlxm.errors import MlxmError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class ExitCode(IntEnum):
@@ -92,6 +95,9 @@ EXIT_CODES_BY_ERROR: dict[str, ExitCode] = {
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and errors as JSON too.")]
+JsonLinesFlag = Annotated[
+    bool, typer.Option("--jsonl", help="Print a line of JSON for everything that happens, when it does.")
+]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print names alone, one per line.")]
 
 
@@ -127,6 +133,13 @@ def print_json(value: Any) -> None:
     print_line(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
 
 
+def print_json_line(value: Any) -> None:
+    """Print JSON on a line of its own, at once: for what goes on."""
+    import msgspec
+
+    print_line(json.dumps(msgspec.to_builtins(value, enc_hook=str), ensure_ascii=False))
+
+
 def print_line(text: str) -> None:
     """Print a line of the result, at once: whoever reads a pipe may be waiting for it."""
     sys.stdout.write(f"{text}\n")
@@ -140,18 +153,28 @@ def print_note(text: str) -> None:
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: styled for a terminal, plain aligned columns that are never cut for a pipe."""
-    cells = [list(headers), *(list(row) for row in rows)]
-    if not is_styled(sys.stdout):
+    cells = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
+    if is_styled(sys.stdout):
+        print_rich(make_table(cells[0], cells[1:]))
+    else:
         print_line("\n".join(align_columns(cells)))
-        return
+
+
+def make_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of rich's, without lines."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for header in headers:
         table.add_column(header)
-    for row in cells[1:]:
+    for row in rows:
         table.add_row(*row)
-    print_rich(table)
+    return table
+
+
+def one_line(text: str) -> str:
+    """A text without what a terminal would act on: names of files and models are others' words."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

@@ -24,7 +24,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command(
     epilog="\b\nExamples:\n  mlxm rm mlx-community/Qwen3-4B-4bit\n  mlxm rm --dry-run mlx-community/Qwen3-4B-4bit\n"
-    "  mlxm ls -q --filter used=never | xargs mlxm rm -y"
+    "  mlxm ls -q --filter 'used>90d' | xargs mlxm rm -y"
 )
 def rm(
     names: Annotated[

@@ -39,7 +39,8 @@ def show(
     """Show what a model on this machine is, and what it takes to run it."""
     if template + files + card > 1:
         raise InvalidRequest("--template, --files and --card exclude one another.", hint="Give one of them.")
-    found = Installed.of(find_model(Shelf(home_folder()), name), machine.read_machine())
+    here = machine.read_machine()
+    found = Installed.of(find_model(Shelf(home_folder()), name), here)
     folder = found.model.path
     if template:
         _print_text("template", read_template(folder, found.model.id), as_json=as_json)
@@ -48,7 +49,7 @@ def show(
     elif files:
         _print_files(list_files(folder), as_json=as_json)
     else:
-        _print_model(found, memory, machine.read_machine(), as_json=as_json)
+        _print_model(found, memory, here, as_json=as_json)
 
 
 def _print_model(found: Installed, asked: str | None, here: Machine, *, as_json: bool) -> None:

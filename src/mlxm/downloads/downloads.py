@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,12 +17,12 @@ from mlxm.catalog import hub_errors
 from mlxm.catalog.hub import HubApi, RemoteModel
 from mlxm.catalog.hub_files import RemoteFile, select_files
 from mlxm.catalog.names import parse_name
+from mlxm.child import Child
 from mlxm.downloads.cache import ModelCache, free_bytes
 from mlxm.downloads.frames import Fetch, Fetched, FetchFailed, Fetching, FromFetch, Verifying, Waiting
 from mlxm.downloads.job import Job, Pace, Progress
 from mlxm.errors import Cancelled, InternalError, InvalidRequest, MlxmError, ModelBroken, NotFound
 from mlxm.frames import Fault
-from mlxm.pool.child import Child
 
 _MODULE = "mlxm.downloads.fetch"
 _XET_HOSTS = frozenset({"huggingface.co", "hf.co"})
@@ -31,6 +31,7 @@ _DECIDED_HERE = frozenset(
     {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"}
 )
 _GIB = 1024**3
+_MAX_JOBS = 200
 
 
 class DownloadOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +87,12 @@ class Downloads:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     async def close(self) -> None:
         """End every download; what is whole stays, and a later start goes on from there."""
         await asyncio.gather(*(self.cancel(job_id) for job_id in list(self._tasks)))
@@ -108,6 +115,7 @@ class Downloads:
         known = self._jobs.get(progress.id)
         if known is not None and not known.progress.is_over:
             return known
+        self._forget_old()
         job = self._jobs[progress.id] = Job(progress, self._tell)
         self._tasks[job.id] = asyncio.create_task(self._run(job), name=f"download {job.progress.name}")
         self._tell()
@@ -148,10 +156,11 @@ class Downloads:
     async def cancel(self, job_id: str) -> Progress:
         """End a job and its process; it has ended when this returns. A job that is over stays as it is."""
         job = self.get(job_id)
-        task = self._tasks.pop(job_id, None)
+        task = self._tasks.get(job_id)
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+            self._conclude(job)  # a task that had not begun says nothing itself
         return job.progress
 
     async def plan(
@@ -172,11 +181,17 @@ class Downloads:
         except MlxmError as error:
             _end(job, "failed", error)
         except asyncio.CancelledError:
-            _end(job, "cancelled", Cancelled(f"The download of {job.progress.name} was cancelled."))
+            self._conclude(job)
             raise
         finally:
             if not job.progress.is_over:
                 _end(job, "failed", InternalError(f"The download of {job.progress.name} ended unexpectedly."))
+            self._tasks.pop(job.id, None)
+
+    def _conclude(self, job: Job) -> None:
+        """A job that was cancelled is over."""
+        if not job.progress.is_over:
+            _end(job, "cancelled", Cancelled(f"The download of {job.progress.name} was cancelled."))
             self._tasks.pop(job.id, None)
 
     async def _bring(self, job: Job) -> None:
@@ -262,6 +277,12 @@ class Downloads:
         if self._options.xet == "auto":
             return urlsplit(self._hub.options.endpoint).hostname in _XET_HOSTS
         return self._options.xet == "on"
+
+    def _forget_old(self) -> None:
+        """Room for one more, at the cost of those that are over."""
+        over = [job.id for job in self._jobs.values() if job.progress.is_over]
+        for job_id in over[: max(0, len(self._jobs) - _MAX_JOBS + 1)]:
+            del self._jobs[job_id]
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

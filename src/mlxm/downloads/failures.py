@@ -20,6 +20,7 @@ FOREIGN = (httpx2.HTTPError, OSError, RuntimeError, ValueError)
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _TOO_MANY = 429
+_SOME_TIME_S = 60.0
 _MIB = 1024 * 1024
 
 
@@ -65,7 +66,8 @@ def disk_full(order: Fetch, needed_bytes: int, free_bytes: int) -> DiskFull:
 def _by_answer(error: HfHubHTTPError, order: Fetch) -> MlxmError:
     status = error.response.status_code
     if status == _TOO_MANY:
-        return hub_errors.rate_limited(order.endpoint, 60.0)
+        asked = error.response.headers.get("Retry-After", "")
+        return hub_errors.rate_limited(order.endpoint, float(asked) if asked.isdigit() else _SOME_TIME_S)
     return hub_errors.by_status(
         order.endpoint,
         order.name,

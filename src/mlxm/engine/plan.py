@@ -47,11 +47,16 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One step. `copies` (source block, target block) happen before anything is written."""
+    """One step. Blocks in `wipes` are zeroed first, then `copies` (source block, target block) are made.
+
+    Wiped is what a failed step may have left: a weight of zero does not mask a number that is not finite. A sequence
+    has a row or a chunk in a step, not both. After a failure a position may be asked for again.
+    """
 
     rows: tuple[Row, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     copies: tuple[tuple[int, int], ...] = ()
+    wipes: tuple[int, ...] = ()
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,13 +94,16 @@ class Runner(Protocol):
         ...
 
     def launch(self, plan: Plan) -> None:
-        """Start a step."""
+        """Start a step. When it raises, this step is lost, and those launched before it are not."""
         ...
 
     def collect(self) -> Outcome:
-        """Wait for the oldest step that was launched and not collected."""
+        """Wait for the oldest step that was launched and not collected. When it raises, all launched steps are lost."""
         ...
 
     def forget(self, sequence: int) -> None:
-        """Drop what is kept for a sequence outside its blocks, if anything."""
+        """Drop what is kept for a sequence outside its blocks, if anything; it may be in a launched step.
+
+        If it comes again, it starts at the end of what its blocks hold, or at 0 where prefixes are not shared.
+        """
         ...

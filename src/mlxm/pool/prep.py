@@ -14,9 +14,9 @@ from typing import Final
 
 import msgspec
 
+from mlxm.child import Child
 from mlxm.errors import Draining, InvalidRequest, MlxmError, Overloaded, TimedOut, WorkerDied
 from mlxm.frames import FromPrep, JobFailed, JobStarted, Render, Tokens
-from mlxm.pool.child import Child
 from mlxm.prep.limits import EXIT_OVER_MEMORY, job_over_memory, load_over_memory
 from mlxm.types import Message
 

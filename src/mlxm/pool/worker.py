@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from mlxm.child import Child
 from mlxm.errors import Conflict, Draining, InternalError, MlxmError, ProtocolMismatch, TimedOut
 from mlxm.frames import Cancel, FromWorker, Generate, Load, Loaded, LoadFailed, LoadProgress, Step
-from mlxm.pool.child import Child
 from mlxm.pool.stream import RequestEvent, RequestStream
 
 _STOP_S = 5.0

@@ -11,11 +11,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
 from litestar.response import Response
+from litestar.types import ControllerRouterHandler
 
 from mlxm import __version__
 from mlxm.errors import MlxmError
 from mlxm.server.errors import encode_error, error_headers, from_http, report_unexpected, status_of
 from mlxm.server.guard import Guard
+from mlxm.server.manage import manage_router
 from mlxm.server.openai import chat_completions_route
 from mlxm.server.request_id import request_id_of
 from mlxm.server.services import Services
@@ -47,7 +49,12 @@ class _LeanLitestar(Litestar):
 
 def create_app(services: Services) -> Guard:
     """The ASGI application in front of `services`."""
-    routes = [health_route(), ready_route(services), chat_completions_route(services)]
+    routes: list[ControllerRouterHandler] = [
+        health_route(),
+        ready_route(services),
+        chat_completions_route(services),
+        manage_router(services),
+    ]
 
     def answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         return _answer_error(request, report_unexpected(error, request_id_of(request.scope), services.log))

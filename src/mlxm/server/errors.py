@@ -104,6 +104,12 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
 
 
+class Problem(ErrorBody, frozen=True, kw_only=True):
+    """The body of the management routes: problem details, with what to do apart from what happened."""
+
+    hint: str | None
+
+
 def status_of(error: MlxmError) -> int:
     """The HTTP status for a failure."""
     return _kind_of(error)[0]
@@ -117,12 +123,28 @@ def encode_error(error: MlxmError, request_id: str) -> bytes:
         ErrorBody(
             error=ErrorDetail(type=kind, message=message, code=error.code, param=error.param),
             request_id=request_id,
-            title=error.code.replace("_", " ").capitalize(),
+            title=_title(error),
             status=status,
             detail=message,
             instance=f"/requests/{request_id}",
         )
     )
+
+
+def encode_problem(error: MlxmError, request_id: str) -> tuple[int, bytes]:
+    """The status and the body for a failure of a management route, where what cannot be understood is 422."""
+    known, kind = _kind_of(error)
+    status = HTTPStatus.UNPROCESSABLE_ENTITY.value if known == HTTPStatus.BAD_REQUEST else known
+    body = Problem(
+        error=ErrorDetail(type=kind, message=error.message, code=error.code, param=error.param),
+        request_id=request_id,
+        title=_title(error),
+        status=status,
+        detail=error.message,
+        instance=f"/requests/{request_id}",
+        hint=error.hint,
+    )
+    return status, msgspec.json.encode(body)
 
 
 def error_headers(error: MlxmError) -> dict[str, str]:
@@ -164,3 +186,7 @@ async def guarded(work: Awaitable[T], request_id: str, log: Log) -> T:
 
 def _kind_of(error: MlxmError) -> tuple[int, str]:
     return next((status, kind) for cls, status, kind in KINDS if isinstance(error, cls))
+
+
+def _title(error: MlxmError) -> str:
+    return error.code.replace("_", " ").capitalize()

@@ -19,14 +19,15 @@ from mlxm.server.log import Log
 from mlxm.server.stop import Stop
 from mlxm.settings import Settings
 from mlxm.store.audit import Audit, AuditRow
+from mlxm.store.control import Control, new_control, publish_control, withdraw_control
 from mlxm.store.db import Database
 from mlxm.store.lock import HomeLock
+from mlxm.store.look import DATABASE_NAME
 from mlxm.types import ChatRequest, Event
 
 if TYPE_CHECKING:
+    from mlxm.downloads import Downloads
     from mlxm.server.embedded import EmbeddedServer
-
-DATABASE_NAME = "mlxm.db"
 
 # After the drain: how long the last words may take, then the connections, then the backend.
 LAST_WORDS_S = 2.0
@@ -54,6 +55,10 @@ class Served(Protocol):
         """Answer a chat."""
         ...
 
+    async def downloads(self) -> Downloads:
+        """What fetches models, made when first asked for."""
+        ...
+
 
 def run_server(make_backend: Callable[[], Served], settings: Settings, announce: Callable[[str], None]) -> bool:
     """Be the one server of the home until a signal ends it; `announce` gets the URL once requests are served.
@@ -73,8 +78,11 @@ async def _run(
     listener: socket.socket,
     announce: Callable[[str], None],
 ) -> bool:
-    url = _url_of(listener)
-    return await ServerLife(make_backend(), settings, listener).run(lambda: announce(url))
+    control = new_control(_url_of(listener))
+    try:
+        return await ServerLife(make_backend(), settings, listener, control).run(lambda: announce(control.url))
+    finally:
+        await asyncio.to_thread(withdraw_control, settings.home)
 
 
 def _url_of(listener: socket.socket) -> str:
@@ -96,15 +104,17 @@ class LateTrail:
 class ServerLife:
     """One run, from the open port to the last connection."""
 
-    def __init__(self, backend: Served, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, backend: Served, settings: Settings, listener: socket.socket, control: Control) -> None:
         self._backend = backend
         self._settings = settings
         self._listener = listener
+        self._control = control
         self._live = Live()
         self._log = Log(settings.log.level, settings.log.format)
         self._stop = Stop()
         self._starting = asyncio.create_task(backend.start())
         self._opening = asyncio.create_task(Database.open(settings.home / DATABASE_NAME))
+        self._publishing = asyncio.create_task(asyncio.to_thread(publish_control, settings.home, control))
 
     async def run(self, announce: Callable[[], None]) -> bool:
         """Serve until told to stop; False when that was said twice."""
@@ -134,6 +144,8 @@ class ServerLife:
             limits=limits,
             live=self._live,
             log=self._log,
+            control_token=self._control.token,
+            downloads=self._backend.downloads,
         )
         return EmbeddedServer(services, self._listener)
 
@@ -147,7 +159,7 @@ class ServerLife:
     async def _serve(self, server: EmbeddedServer, announce: Callable[[], None]) -> None:
         serving = asyncio.create_task(server.serve())
         try:
-            if await self._until_stopped(serving, {self._starting, self._opening}):
+            if await self._until_stopped(serving, {self._starting, self._opening, self._publishing}):
                 announce()
                 await asyncio.to_thread(self._log.warm)
                 await self._until_stopped(serving, set())
@@ -187,7 +199,7 @@ class ServerLife:
         try:
             await self._wait(asyncio.create_task(self._backend.close()), BACKEND_S)
         finally:
-            await asyncio.wait({self._opening})
+            await asyncio.wait({self._opening, self._publishing})
             if self._opening.exception() is None:
                 await self._opening.result().close()
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mlxm.server.entry import Trail
 from mlxm.server.limits import Limits
 from mlxm.server.live import Live
 from mlxm.server.log import Log
 from mlxm.types import Backend
+
+if TYPE_CHECKING:
+    from mlxm.downloads import Downloads
 
 
 def _always_ready() -> str | None:
@@ -18,7 +22,10 @@ def _always_ready() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The collaborators of every route; `ready` says why requests are not served yet, or None."""
+    """The collaborators of every route; `ready` says why requests are not served yet, or None.
+
+    Without a `control_token` nobody may manage. `downloads` are made when first asked for.
+    """
 
     backend: Backend
     ready: Callable[[], str | None] = _always_ready
@@ -26,3 +33,5 @@ class Services:
     limits: Limits = field(default_factory=Limits)
     live: Live = field(default_factory=Live)
     log: Log = field(default_factory=Log)
+    control_token: str | None = None
+    downloads: Callable[[], Awaitable[Downloads]] | None = None

@@ -28,13 +28,16 @@ class Control(msgspec.Struct, frozen=True):
     token: str
 
 
-def publish_control(home: Path, url: str) -> Control:
-    """Make a token and write both files; for the process that holds the home's lock. Blocks; raises StoreError."""
+def new_control(url: str) -> Control:
+    """A new token for a server at `url`."""
+    return Control(url=url, token=secrets.token_urlsafe(_TOKEN_BYTES))
+
+
+def publish_control(home: Path, control: Control) -> None:
+    """Write both files; for the process that holds the home's lock. Blocks; raises StoreError."""
     withdraw_control(home)
-    control = Control(url=url, token=secrets.token_urlsafe(_TOKEN_BYTES))
     private.make_file(_folder(home) / _FILE_OF_URL, f"{control.url}\n".encode())
     private.make_file(_folder(home) / _FILE_OF_TOKEN, f"{control.token}\n".encode())
-    return control
 
 
 def withdraw_control(home: Path) -> None:

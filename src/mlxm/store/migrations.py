@@ -54,7 +54,17 @@ def m002_audit(db: sqlite_utils.Database) -> None:
     db.table("audit").create_index(["started_at"])
 
 
-MIGRATIONS: tuple[Migration, ...] = (m001_secrets, m002_audit)
+def m003_aliases(db: sqlite_utils.Database) -> None:
+    """The user's own names for models."""
+    db.table("aliases").create({"name": str, "target": str}, pk="name", not_null={"target"}, strict=True)
+
+
+def m004_imports(db: sqlite_utils.Database) -> None:
+    """Folders of the user's own that hold a model."""
+    db.table("imports").create({"path": str, "added_at": float}, pk="path", not_null={"added_at"}, strict=True)
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_secrets, m002_audit, m003_aliases, m004_imports)
 
 
 def upgrade(connection: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

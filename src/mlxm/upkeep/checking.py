@@ -13,9 +13,9 @@ from typing import Literal
 
 import msgspec
 
+from mlxm.catalog.hub_files import RemoteFile
 from mlxm.catalog.local import LocalModel
 from mlxm.checkpoint.safetensors import read_header
-from mlxm.downloads.frames import FetchFile
 from mlxm.downloads.verify import is_as_said
 from mlxm.errors import ModelBroken
 
@@ -65,7 +65,7 @@ def _basis(content: Path, *, is_link: bool) -> Basis:
     return by_suffix.get(content.suffix, "size")
 
 
-def _find_problem(path: Path, content: Path, said: FetchFile | None, report: Callable[[int], None]) -> str | None:
+def _find_problem(path: Path, content: Path, said: RemoteFile | None, report: Callable[[int], None]) -> str | None:
     try:
         if said is not None and not is_as_said(content, said, report):
             return "it does not have the hash that it is stored under"
@@ -82,12 +82,12 @@ def _find_problem(path: Path, content: Path, said: FetchFile | None, report: Cal
     return None
 
 
-def _said(content: Path, size_bytes: int, basis: Basis) -> FetchFile | None:
+def _said(content: Path, size_bytes: int, basis: Basis) -> RemoteFile | None:
     """What the cache itself says of a content, by the name that it gave it."""
     match basis:
         case "sha256":
-            return FetchFile(path=content.name, size_bytes=size_bytes, sha256=content.name)
+            return RemoteFile(path=content.name, size_bytes=size_bytes, sha256=content.name)
         case "git":
-            return FetchFile(path=content.name, size_bytes=size_bytes, blob_id=content.name)
+            return RemoteFile(path=content.name, size_bytes=size_bytes, blob_id=content.name)
         case _:
             return None

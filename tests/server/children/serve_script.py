@@ -1,16 +1,22 @@
 """Run the server over a scripted backend, and tell on stdout how its life goes."""
 
+from __future__ import annotations
+
 import asyncio
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlxm.errors import MlxmError, WorkerDied
+from mlxm.errors import MlxmError, Unavailable, WorkerDied
 from mlxm.server.run import run_server
 from mlxm.settings import load_settings
 from mlxm.testing.backends import EchoBackend, ScriptedBackend, Step
 from mlxm.types import ChatRequest, Started, TextDelta
+
+if TYPE_CHECKING:
+    from mlxm.downloads import Downloads
 
 
 def say(line: str) -> None:
@@ -42,6 +48,10 @@ class Telling(ScriptedBackend):
             raise WorkerDied("It cannot start.")
         while self._manner == "late" and not self._start_when.exists():  # noqa: ASYNC110  # another process tells
             await asyncio.sleep(0.01)
+
+    async def downloads(self) -> Downloads:
+        """There are none here."""
+        raise Unavailable("This backend fetches no models.")
 
     async def close(self) -> None:
         """Close in the asked manner."""

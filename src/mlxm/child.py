@@ -1,4 +1,4 @@
-"""One child process (worker or prep) and its stream of frames.
+"""One child process (worker, prep or download) and its stream of frames.
 
 The child inherits one end of a socket pair: no path to guess, nothing left behind on disk, and the death of either
 side is end-of-file for the other.

@@ -9,11 +9,11 @@ from typing import Any
 import psutil
 import pytest
 
+from mlxm.child import Child
 from mlxm.errors import InternalError, ProtocolMismatch, WorkerDied
 from mlxm.frames import Cancel, Hello, Step
-from mlxm.pool.child import Child
 
-CHILDREN = Path(__file__).parent / "children"
+CHILDREN = Path(__file__).parent / "pool" / "children"
 FROM_CHILD = Hello | Step | Cancel
 
 

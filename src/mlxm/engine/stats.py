@@ -1,0 +1,88 @@
+"""How the engine is doing, in numbers that a status page can show."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+
+WINDOW_S = 5.0
+"""Rates and step times are those of the last seconds."""
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """A look at the engine; what the device knows about memory is filled in by whoever has the device."""
+
+    blocks_total: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_free: int = 0
+    waste: float = 0.0
+    """The part of the token places in owned blocks that holds no token."""
+    running: int = 0
+    waiting: int = 0
+    preemptions: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    tokens_per_s: float = 0.0
+    step_s: float = 0.0
+    """The mean over the steps of the window, as are the next three."""
+    step_chunks_s: float = 0.0
+    step_rows_s: float = 0.0
+    batch_width: float = 0.0
+    active_bytes: int | None = None
+    peak_bytes: int | None = None
+    cache_bytes: int | None = None
+
+
+class StepTimes(NamedTuple):
+    """What one step did and took."""
+
+    at_s: float
+    num_tokens: int
+    chunks_s: float
+    rows_s: float
+
+
+class Meter:
+    """Remembers the steps of the last seconds."""
+
+    def __init__(self, began_s: float) -> None:
+        self._began_s = began_s
+        self._steps: deque[StepTimes] = deque()
+        self._totals = (0, 0.0, 0.0)
+
+    def add(self, step: StepTimes) -> None:
+        """Count a step."""
+        self._steps.append(step)
+        self._count(step, 1)
+        self._drop_old(step.at_s)
+
+    def fill(self, stats: Stats, now_s: float) -> Stats:
+        """The stats, with rates and times."""
+        self._drop_old(now_s)
+        if not self._steps:
+            return stats
+        num_steps = len(self._steps)
+        num_tokens, chunks_s, rows_s = self._totals
+        return msgspec.structs.replace(
+            stats,
+            tokens_per_s=num_tokens / max(min(WINDOW_S, now_s - self._began_s), 1e-3),
+            step_s=(chunks_s + rows_s) / num_steps,
+            step_chunks_s=chunks_s / num_steps,
+            step_rows_s=rows_s / num_steps,
+            batch_width=num_tokens / num_steps,
+        )
+
+    def _drop_old(self, now_s: float) -> None:
+        while self._steps and self._steps[0].at_s < now_s - WINDOW_S:
+            self._count(self._steps.popleft(), -1)
+
+    def _count(self, step: StepTimes, sign: int) -> None:
+        num_tokens, chunks_s, rows_s = self._totals
+        self._totals = (
+            num_tokens + sign * step.num_tokens,
+            chunks_s + sign * step.chunks_s,
+            rows_s + sign * step.rows_s,
+        )
