@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.model_cache import HERE, Cabinet, fill
+
 BOUND_S = 60
 
 
@@ -81,3 +83,21 @@ def _read_to_end(descriptor: int) -> str:
                 break
             chunks.append(chunk)
     return b"".join(chunks).decode()
+
+
+@pytest.fixture
+def cabinet(
+    user_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cabinet:
+    """A person without a model yet, on a machine of a known size at a known moment."""
+    hub_cache = user_home / ".cache" / "huggingface" / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_cache))
+    monkeypatch.setattr("mlxm.cli.machine.read_machine", lambda: HERE)
+    return Cabinet(user_home, hub_cache, user_home / ".mlxm", monkeypatch, capsys)
+
+
+@pytest.fixture
+def full_cabinet(cabinet: Cabinet) -> Cabinet:
+    """A person with models of every state."""
+    fill(cabinet)
+    return cabinet

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +92,11 @@ def wanted_of(files: dict[str, bytes]) -> dict[str, bytes]:
     return {path: content for path, content in files.items() if not path.endswith((".bin", ".py"))}
 
 
+def place_of(content: bytes) -> str:
+    """Where the hub's second address has a large file."""
+    return f"/{hashlib.sha256(content).hexdigest()}"
+
+
 class Puller:
     """A process that fetches a model and prints its progress as lines of JSON."""
 
@@ -98,6 +105,8 @@ class Puller:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
+        self._limit = threading.Timer(BOUND_S, self.process.kill)
+        self._limit.start()
 
     def read_until(self, is_it: Callable[[Progress], bool]) -> Progress:
         """The first progress that is so; the process must not end before."""
@@ -116,5 +125,6 @@ class Puller:
 
     def kill(self) -> None:
         """End it with -9 and collect it."""
+        self._limit.cancel()
         self.process.kill()
         self.process.communicate(timeout=BOUND_S)

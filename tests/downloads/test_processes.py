@@ -10,7 +10,18 @@ import psutil
 
 from mlxm.downloads import Progress
 from mlxm.testing.fake_hub import FakeHub, Mishap
-from tests.downloads.harness import BOUND_S, FOLDER, LARGE, NAME, Puller, model_files, pull, snapshot_of, wanted_of
+from tests.downloads.harness import (
+    BOUND_S,
+    FOLDER,
+    LARGE,
+    NAME,
+    Puller,
+    model_files,
+    place_of,
+    pull,
+    snapshot_of,
+    wanted_of,
+)
 
 KILLS = 10
 SHARDS = 12
@@ -45,7 +56,7 @@ def test_a_pull_that_is_killed_ten_times_ends_verified(
             time.sleep(chance.uniform(0, 2))
         else:
             sent = hub.sent_bytes(LARGE) + chance.randrange(3 * SHARD_BYTES)
-            until(lambda sent=sent: hub.sent_bytes(LARGE) >= sent or puller.process.poll() is not None)
+            until(lambda sent=sent, pulling=puller.process: hub.sent_bytes(LARGE) >= sent or pulling.poll() is not None)
         children = psutil.Process(puller.process.pid).children(recursive=True)
         puller.kill()
         assert all(is_gone(child.pid, 5) for child in children)
@@ -62,9 +73,10 @@ def test_a_pull_that_is_killed_ten_times_ends_verified(
 
 def test_two_processes_fetch_a_model_once(hub: FakeHub, cache: Path, unmeasured: dict[str, str]) -> None:
     """The second says whom it waits for, and has nothing left to do."""
-    hub.add(NAME, model_files(shards=2))
+    files = model_files(shards=2)
+    hub.add(NAME, files)
     gate = threading.Event()
-    hub.break_with(Mishap(LARGE, method="GET", times=None, hold=gate))
+    hub.break_with(Mishap(place_of(files["model-00000.safetensors"]), method="GET", hold=gate))
     first = Puller(hub, cache, unmeasured)
     first.read_until(lambda progress: any("safetensors" in name for name in progress.files))
     second = Puller(hub, cache, unmeasured)
@@ -87,7 +99,7 @@ def test_the_one_that_waits_goes_on_when_the_other_dies(hub: FakeHub, cache: Pat
     """The lock dies with its holder."""
     files = model_files()
     hub.add(NAME, files)
-    hub.break_with(Mishap(LARGE, method="GET", times=2, bytes_per_s=1000))
+    hub.break_with(Mishap(place_of(files["model-00000.safetensors"]), method="GET", bytes_per_s=1000))
     first, second = Puller(hub, cache, unmeasured), None
     try:
         first.read_until(lambda progress: bool(progress.files) and progress.done_bytes > 100)
@@ -106,9 +118,10 @@ def test_a_disk_that_fills_up_on_the_way_is_named(
     hub: FakeHub, cache: Path, unmeasured: dict[str, str], mount_namespace: list[str]
 ) -> None:
     """What is whole stays; what is not takes no room."""
-    hub.add(NAME, model_files(shard_bytes=600_000))
+    files = model_files(shard_bytes=600_000)
+    hub.add(NAME, files)
     gate = threading.Event()
-    hub.break_with(Mishap(LARGE, method="GET", times=None, hold=gate))
+    hub.break_with(Mishap(place_of(files["model-00000.safetensors"]), method="GET", hold=gate))
     cache.mkdir()
     program = f'mount -t tmpfs -o size=2m tmpfs "{cache}" && exec "$0" "$@" "{cache}/ballast"'
     puller = Puller(hub, cache, unmeasured, prefix=[*mount_namespace, "sh", "-c", program])

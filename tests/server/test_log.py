@@ -1,20 +1,49 @@
+import asyncio
 import io
 import json
 import os
 import pty
+from datetime import UTC, datetime
+from typing import TextIO
 
 import pytest
 
-from mlxm.server.log import Log
+from mlxm.server.log import Level, Log, Style
 
 NASTY = "line\nbreak \x1b[31mred\x1b[0m bell\x07 next\x85 sep\u2028"
+
+
+def opened(level: Level, style: Style, stream: TextIO) -> Log:
+    """A log that writes at once."""
+    log = Log(level, style, stream)
+    asyncio.run(log.open())
+    return log
+
+
+def test_early_lines_wait() -> None:
+    """What is said before the log is open is written then, in order, with the time at which it was said."""
+    stream = io.StringIO()
+    log = Log("info", "json", stream)
+    log.info("first")
+    said_before = datetime.now(UTC)
+    assert stream.getvalue() == ""
+
+    async def scenario() -> None:
+        await log.open()
+        log.info("second")
+        await log.open()
+
+    asyncio.run(scenario())
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["first", "second"]
+    assert datetime.fromisoformat(lines[0]["timestamp"]) <= said_before
 
 
 def test_json_lines() -> None:
     """Without a terminal each line is one JSON object, whatever is in it."""
     stream = io.StringIO()
     log = Log("info", "auto", stream)
-    log.warm()
+    asyncio.run(log.open())
     log.debug("unseen")
     log.info("seen", request_id="req_1", path=NASTY)
     (line,) = stream.getvalue().splitlines()
@@ -29,7 +58,7 @@ def test_errors_carry_their_traceback() -> None:
     try:
         int(NASTY)
     except ValueError as error:
-        Log("error", "json", stream).error("failed", error, request_id="req_1")
+        opened("error", "json", stream).error("failed", error, request_id="req_1")
     entry = json.loads(stream.getvalue())
     assert "test_log.py" in entry["exception"]
     assert "ValueError" in entry["exception"]
@@ -41,7 +70,7 @@ def test_lines_for_people(style: str) -> None:
     """On a terminal lines are words, and no request can draw there or begin a line of its own."""
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
-        log = Log("debug", "console" if style == "console" else "auto", terminal)
+        log = opened("debug", "console" if style == "console" else "auto", terminal)
         log.debug("seen", path=NASTY, method=NASTY.replace(" ", "").replace("\n", ""))
         terminal.flush()
         shown = os.read(ours, 65536).decode()
@@ -55,7 +84,7 @@ def test_lines_for_people(style: str) -> None:
 def test_level_is_obeyed() -> None:
     """Less important lines are not written."""
     stream = io.StringIO()
-    log = Log("error", "json", stream)
+    log = opened("error", "json", stream)
     log.info("unseen")
     log.error("seen")
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["seen"]

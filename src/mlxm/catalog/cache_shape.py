@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from mlxm.catalog.config import Config, Shape
+from mlxm.catalog.families import UNKNOWN, family_of_type
 from mlxm.catalog.recurrent_state import RECURRENT, division_of
 
 
@@ -53,11 +54,11 @@ _UNKNOWN: Final = frozenset(
         *("baichuan_m1", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3", "gear", "kimi_k3", "kimi_linear"),
         *("olmo_hybrid", "plamo2", "rwkv7", "deepseek_v4", "deepseek_v41", "longcat_flash_ngram", "afm7", "plamo3"),
         *("step3p5", "muse_spark", "muse_glimmer", "iquestloopcoder", "spark2_5", "afmoe"),
-        "mimo_v2_flash",
+        *("mimo_v2_flash", "dbrx", "nemotron-nas", "nemotron_nas"),
     }
 )
 _HINTS: Final = ("kv_lora_rank", "mamba_d_state", "ssm_state_size", "state_size", "linear_attn_config", "ssm_cfg")
-"""Keys that speak of a cache of another kind."""
+"""Keys that speak of a cache of another kind, in architectures that no table here knows."""
 
 
 def cache_shape_of(config: Config, shape: Shape) -> CacheShape | None:
@@ -71,7 +72,7 @@ def cache_shape_of(config: Config, shape: Shape) -> CacheShape | None:
         return _expanded_latent(config, shape, shape.layers)
     if model_type in RECURRENT:
         return _recurrent(config, shape, model_type, shape.layers)
-    if any(config.number(hint) is not None or config.part(hint) for hint in _HINTS):
+    if family_of_type(model_type) == UNKNOWN and any(config.value(hint) is not None for hint in _HINTS):
         return None
     return _attention(config, shape, model_type)
 
@@ -82,7 +83,8 @@ def _attention(config: Config, shape: Shape, model_type: str) -> CacheShape | No
     if values is None or shape.layers is None:
         return None
     own = shape.layers - min(shape.layers, config.number("num_kv_shared_layers") or 0)
-    own -= len(config.value("cross_attention_layers") or ()) if model_type == "mllama_text_model" else 0
+    if model_type == "mllama_text_model":
+        own -= min(own, len(config.numbers("cross_attention_layers")))  # these look at the image alone
     windowed = sum(_windowed(config, model_type, shape.layers)[:own])
     window = config.positive("attention_chunk_size") if _is_llama4(model_type) else config.positive("sliding_window")
     if window is None:
@@ -132,8 +134,10 @@ def _latent(config: Config, model_type: str, layers: int) -> CacheShape | None:
         return None
     values = rank + rope
     if model_type in ("deepseek_v32", "glm_moe_dsa"):
-        values += config.positive("index_head_dim") or 0
-    return CacheShape(full_layers=layers * (2 if model_type == "longcat_flash" else 1), values_per_token=values)
+        values += 2 * (config.positive("index_head_dim") or 0)  # the index is kept in a cache for keys and values
+    if model_type == "longcat_flash":
+        layers = 2 * (config.positive("num_layers") or layers)  # each of its layers attends twice
+    return CacheShape(full_layers=layers, values_per_token=values)
 
 
 def _expanded_latent(config: Config, shape: Shape, layers: int) -> CacheShape | None:

@@ -12,6 +12,8 @@ import msgspec
 
 _TEXT_PARTS: Final = ("text_config", "llm_config", "language_config", "thinker_config", "text_model", "decoder")
 _LARGEST: Final = 2**53
+_MOST_LAYERS: Final = 10_000
+"""Layers are looked at one by one; no model has as many as this."""
 _TWO_FOR_PADDING: Final = frozenset({"roberta", "xlm-roberta", "xlm_roberta", "camembert", "mpnet"})
 """Their position numbers begin after the padding token's, so that two of them are no positions."""
 
@@ -101,6 +103,11 @@ class Config:
         value = self.number(*keys)
         return value if value is not None and value > 0 else None
 
+    def numbers(self, key: str) -> tuple[int, ...]:
+        """The list of whole numbers under a name, empty when there is none."""
+        value = self.value(key)
+        return tuple(item for item in value if type(item) is int) if isinstance(value, list) else ()
+
     def words(self, *keys: str) -> tuple[str, ...]:
         """The first list of texts under one of these names."""
         for part in (self.text, self.whole):
@@ -128,7 +135,7 @@ class Config:
         context = self._context()
         return Shape(
             context_length=context,
-            layers=self.positive(*_LAYERS),
+            layers=self._layers(),
             heads=heads,
             kv_heads=self._kv_heads(heads),
             head_dim=self._head_dim(heads, hidden),
@@ -139,14 +146,20 @@ class Config:
 
     def _context(self) -> int | None:
         length = self.positive(*_LENGTHS)
+        if self.text_type == "cohere":
+            length = self.positive("model_max_length") or length  # the other is the length of its first training
         if length is not None and self.text_type in _TWO_FOR_PADDING:
             return length - 2 if length > 2 else None  # noqa: PLR2004 - the two of the table's name
         return length
 
+    def _layers(self) -> int | None:
+        layers = self.positive(*_LAYERS)
+        return None if layers is None or layers > _MOST_LAYERS else layers
+
     def _kv_heads(self, heads: int | None) -> int | None:
         if heads is None:
             return None
-        if self.value("multi_query") is True:
+        if self.value("multi_query") is True or (self.text_type == "gpt_bigcode" and self.value("multi_query") is None):
             return 1
         given = self.positive(*_KV_HEADS)
         return heads if given is None else given

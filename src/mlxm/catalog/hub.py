@@ -185,9 +185,12 @@ class HubApi:
 
     async def _near(self, name: str) -> tuple[str, ...]:
         """Names on the Hub that the caller may have meant."""
-        repo = parse_name(name).repo
-        words = dict.fromkeys((repo, re.split(r"[-_.]", repo)[0]))
-        queries = [(("search", word), ("filter", "mlx"), ("limit", _NUM_CANDIDATES)) for word in words]
+        wanted = parse_name(name)
+        start = re.split(r"[-_.]", wanted.repo)[0]
+        questions: list[tuple[str, str]] = [("search", wanted.repo), ("search", start[: max(3, len(start) // 2)])]
+        if wanted.owner is not None:
+            questions.append(("author", wanted.owner))
+        queries = [(question, ("filter", "mlx"), ("limit", _NUM_CANDIDATES)) for question in questions]
         try:
             pages = await asyncio.gather(*(self.page(query) for query in queries))
         except MlxmError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 from mlxm.catalog.config import Config
@@ -53,7 +53,9 @@ _VISION_TYPES: Final = frozenset(
 _VISION_PARTS: Final = ("vision_config", "visual", "vision_tower", "mm_vision_tower", "img_processor", "vision_encoder")
 _IMAGE_TOKENS: Final = ("image_token_id", "image_token_index", "img_context_token_id", "image_token")
 _VISION_CLASSES: Final = re.compile(r"VL|Vision|Llava|Paligemma|Pixtral|Molmo|SmolVLM|Idefics", re.ASCII)
-_WRITING_CLASSES: Final = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|LMModel)\w*$", re.ASCII)
+_WRITING_CLASSES: Final = re.compile(
+    r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|LMModel|ChatGLMModel)\w*$", re.ASCII
+)
 _SCORING_CLASS: Final = "ForSequenceClassification"
 _VISION_WEIGHTS: Final = re.compile(r"vision|visual|image|img_|patch_embed|mm_projector|multi_modal|siglip|vit\b")
 
@@ -116,10 +118,12 @@ def _by_type(config: Config) -> Verdict | None:
 
 
 def _by_parts(config: Config) -> Verdict | None:
+    thinker = config.whole.get("thinker_config")
+    parts = thinker if isinstance(thinker, Mapping) else config.whole
     for key in _VISION_PARTS:
-        if config.whole.get(key):
+        if parts.get(key):
             return "vision", f"config.json has {key}"
-    if config.whole.get("audio_config"):
+    if parts.get("audio_config"):
         return "audio", "config.json has audio_config"
     for key in _IMAGE_TOKENS:
         if config.whole.get(key) is not None:

@@ -13,7 +13,7 @@ from mlxm.catalog.inventory import Inventory, list_files
 from mlxm.catalog.memo import Memo, fingerprint_of
 from mlxm.catalog.names import nearest, parse_name
 from mlxm.catalog.places import Place, Roots, Source, find_places, places_of
-from mlxm.catalog.verdict import State, Verdict, judge
+from mlxm.catalog.verdict import State, judge
 from mlxm.checkpoint.files import printable
 from mlxm.errors import ModelNotFound
 from mlxm.tiny import BUILTIN_NAME, BUILTIN_REVISION, build_builtin
@@ -186,9 +186,13 @@ def _disk_bytes(repo: CachedRepo) -> int:
 
 
 def _model(place: Place, inventory: Inventory, memo: Memo, *, num_unfinished: int = 0) -> LocalModel:
-    verdict = _verdict(place, inventory, memo, num_unfinished)
-    used = [file.used_s for file in inventory.files if file.name.endswith(_WEIGHTS)]
-    size_bytes = inventory.real_bytes
+    used_s = max((file.used_s for file in inventory.files if file.name.endswith(_WEIGHTS)), default=None)
+    fingerprint = fingerprint_of(inventory, name=place.id, num_unfinished=num_unfinished)
+    remembered = memo.recall(place.folder, fingerprint)
+    if remembered is None:
+        verdict = judge(place.folder, inventory, name=place.id, num_unfinished=num_unfinished)
+        remembered = memo.keep(place.folder, fingerprint, verdict, used_s)
+    verdict, size_bytes = remembered.verdict, inventory.real_bytes
     return LocalModel(
         id=place.id,
         path=place.folder,
@@ -199,18 +203,9 @@ def _model(place: Place, inventory: Inventory, memo: Memo, *, num_unfinished: in
         runnable_reason=verdict.runnable_reason,
         size_bytes=size_bytes,
         disk_bytes=size_bytes,
-        last_used=max(used, default=None),
+        last_used=remembered.last_used(used_s),
         characteristics=verdict.characteristics,
     )
-
-
-def _verdict(place: Place, inventory: Inventory, memo: Memo, num_unfinished: int) -> Verdict:
-    fingerprint = fingerprint_of(inventory, name=place.id, num_unfinished=num_unfinished)
-    known = memo.recall(place.folder, fingerprint)
-    if known is None:
-        known = judge(place.folder, inventory, name=place.id, num_unfinished=num_unfinished)
-        memo.keep(place.folder, fingerprint, known)
-    return known
 
 
 def _ignore(_: str) -> None:

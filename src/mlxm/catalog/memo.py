@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -21,23 +22,33 @@ from mlxm.catalog.verdict import Verdict
 
 _FORMAT: Final = 1
 """Goes up whenever the same files are judged differently."""
+_SLACK_S: Final = 1.0
+"""File systems do not record times more exactly than that."""
 _MAX_BYTES: Final = 64 * 1024 * 1024
 
 
-class _Entry(msgspec.Struct, frozen=True):
+class Remembered(msgspec.Struct, frozen=True):
+    """A verdict, when the weights had been used before that look, and until when the look itself was using them."""
+
     fingerprint: str
     verdict: Verdict
+    used_s: float | None
+    looked_s: float
+
+    def last_used(self, seen_s: float | None) -> float | None:
+        """The last use by others, given what the file system says now."""
+        return self.used_s if seen_s is None or seen_s <= self.looked_s else seen_s
 
 
 class _File(msgspec.Struct, frozen=True):
     version: str
-    entries: dict[str, _Entry]
+    entries: dict[str, Remembered]
 
 
 class Memo:
     """Verdicts by folder and by the state of its files; opened, used for one question, and saved."""
 
-    def __init__(self, path: Path, entries: dict[str, _Entry]) -> None:
+    def __init__(self, path: Path, entries: dict[str, Remembered]) -> None:
         self._path = path
         self._entries = entries
         self._changed = False
@@ -48,15 +59,17 @@ class Memo:
         path = home / "cache" / "characteristics.json"
         return cls(path, _read(path))
 
-    def recall(self, folder: Path, fingerprint: str) -> Verdict | None:
-        """The verdict on that folder, if its files are as they were."""
-        entry = self._entries.get(os.fspath(folder))
-        return entry.verdict if entry is not None and entry.fingerprint == fingerprint else None
+    def recall(self, folder: Path, fingerprint: str) -> Remembered | None:
+        """What is remembered of that folder, if its files are as they were."""
+        found = self._entries.get(os.fspath(folder))
+        return found if found is not None and found.fingerprint == fingerprint else None
 
-    def keep(self, folder: Path, fingerprint: str, verdict: Verdict) -> None:
-        """Remember a verdict."""
-        self._entries[os.fspath(folder)] = _Entry(fingerprint, verdict)
+    def keep(self, folder: Path, fingerprint: str, verdict: Verdict, used_s: float | None) -> Remembered:
+        """Remember a verdict that was reached just now, on weights that had last been used at `used_s`."""
+        remembered = Remembered(fingerprint, verdict, used_s, time.time() + _SLACK_S)
+        self._entries[os.fspath(folder)] = remembered
         self._changed = True
+        return remembered
 
     def forget_others(self, folders: Collection[Path]) -> None:
         """Drop what is remembered of all but these folders."""
@@ -86,7 +99,7 @@ def _version() -> str:
     return f"{mlxm.__version__}/{_FORMAT}"
 
 
-def _read(path: Path) -> dict[str, _Entry]:
+def _read(path: Path) -> dict[str, Remembered]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             return {}

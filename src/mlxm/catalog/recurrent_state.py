@@ -49,8 +49,8 @@ def _gated_delta(config: Config, layers: int) -> Division:
 
 
 def _short_convolution(config: Config, layers: int) -> Division:
-    listed = config.value("full_attn_idxs")
-    attention = len(listed) if isinstance(listed, list) else config.words("layer_types").count("full_attention")
+    listed = config.numbers("full_attn_idxs")
+    attention = min(layers, len(listed) or config.words("layer_types").count("full_attention"))
     state = _size(config, "hidden_size") * (_size(config, "conv_L_cache") - 1)
     return Division(attention, layers - attention, state)
 
@@ -70,7 +70,7 @@ def _mamba2(config: Config, layers: int) -> Division:
 def _jamba(config: Config, layers: int) -> Division:
     listed = config.words("layers_block_type")
     if listed:
-        attention = listed.count("attention")
+        attention = min(layers, listed.count("attention"))
     else:
         period, offset = _size(config, "attn_layer_period"), config.number("attn_layer_offset") or 0
         attention = sum(1 for layer in range(layers) if layer % period == offset)
@@ -96,7 +96,7 @@ def _falcon(config: Config, layers: int) -> Division:
 
 def _granite(config: Config, layers: int) -> Division:
     listed = config.words("layer_types")
-    attention = listed.count("attention")
+    attention = min(layers, listed.count("attention"))
     if attention == layers:
         return Division(layers, 0, 0)
     return Division(attention, layers - attention, _mamba_heads(config))

@@ -84,6 +84,14 @@ def read_header(path: Path) -> Header:
         raise ModelBroken(f"{printable(path)} is damaged: {error}.", hint=FETCH_AGAIN) from error
 
 
+def parse_header(content: bytes, data_bytes: int, name: str) -> Header:
+    """Check the JSON of a header against the number of bytes that follow it; `name` is for ModelBroken's message."""
+    try:
+        return _parse(content, data_bytes)
+    except _Invalid as error:
+        raise ModelBroken(f"{name} is damaged: {error}.", hint=FETCH_AGAIN) from error
+
+
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The files that mlx-lm loads; ModelBroken when there is none, or one that the index or a shard's name tells of.
 
@@ -165,10 +173,20 @@ def _entries(content: bytes) -> dict[str, Any]:
     if not content.startswith(b"{"):
         raise _Invalid("it does not begin as a safetensors file")
     try:
-        entries: dict[str, Any] = json.loads(content.decode(), object_pairs_hook=_without_repeats)
+        entries: dict[str, Any] = json.loads(
+            content.decode(), object_pairs_hook=_without_repeats, parse_int=_natural_number
+        )
+        "".join(entries).encode()  # half a surrogate pair is no text, though Python reads it
     except (ValueError, RecursionError) as error:
         raise _Invalid("its header is not valid JSON") from error
     return entries
+
+
+def _natural_number(text: str) -> int:
+    """Other readers take -0 for a fraction."""
+    if text.startswith("-"):
+        raise _Invalid("its header has a negative number")
+    return int(text)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

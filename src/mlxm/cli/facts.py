@@ -11,6 +11,7 @@ from mlxm.cli.installed import Installed, show_quantisation
 from mlxm.cli.machine import Machine
 
 Fact = tuple[str, str]
+_KI = 1024
 
 
 def describe_model(found: Installed, here: Machine) -> list[Fact]:
@@ -118,9 +119,14 @@ def _fits(found: Installed, here: Machine) -> str:
     if found.fits == UNKNOWN:
         return UNKNOWN
     if found.fits == "no":
-        least = f"; it would with {show_tokens(largest)} of context" if largest else ""
+        least = f"; it would with {_about(largest)} of context" if largest else ""
         return f"no, not into the {budget}{least}"
-    return f"yes, into the {budget}" + ("" if largest is None else f", with up to {show_tokens(largest)} of context")
+    return f"yes, into the {budget}" + ("" if largest is None else f", with up to {_about(largest)} of context")
+
+
+def _about(num_tokens: int) -> str:
+    """A length of context that has come out of a calculation, rounded down."""
+    return show_tokens(num_tokens if num_tokens < _KI else num_tokens // _KI * _KI)
 
 
 def _revision(found: Installed) -> str:

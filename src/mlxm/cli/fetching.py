@@ -15,13 +15,17 @@ from mlxm.catalog.memory import MemoryEstimate, estimate
 from mlxm.cli.installed import as_plain, judge, usual_context
 from mlxm.cli.machine import Machine
 from mlxm.downloads import Plan, Progress
-from mlxm.errors import ModelNotFound
+from mlxm.errors import ModelNotFound, NotFound
 from mlxm.hub_access import HubAccess
 from mlxm.remote import Remote
 
 _POLL_S = 0.25
 
 Show = Callable[[Progress], None]
+
+
+class LeftRunning(KeyboardInterrupt):
+    """Ctrl-C ended the watching; what was watched goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +72,24 @@ def fetch_there(server: Remote, order: Order, show: Show) -> Progress:
                 return progress
             time.sleep(_POLL_S)
             progress = server.download(progress.id)
-    except KeyboardInterrupt:
-        if is_new:
-            server.cancel_download(progress.id)
+    except KeyboardInterrupt as interrupt:
+        if not is_new:
+            raise LeftRunning from interrupt
+        server.cancel_download(progress.id)
         raise
 
 
 def hand_over(server: Remote, order: Order) -> Progress:
     """Have the server fetch, and leave it to it."""
     return _start(server, order)[0]
+
+
+def cancel_there(server: Remote, name: str) -> tuple[Progress, ...]:
+    """End every download of a model in the server; NotFound when there is none."""
+    running = [each for each in server.downloads() if name in (each.name, each.renamed_from) and not each.is_over]
+    if not running:
+        raise NotFound(f"The server at {server.url} does not fetch {name}.", param="model")
+    return tuple(server.cancel_download(each.id) for each in running)
 
 
 async def look_ahead(order: Order, here: Machine) -> Outlook:

@@ -12,6 +12,7 @@ from mlxm.catalog.local import LocalModel
 from mlxm.catalog.memory import MemoryEstimate, estimate, estimate_by_name, fits, largest_context
 from mlxm.cli.figures import UNKNOWN, show_age, show_bytes, show_tokens
 from mlxm.cli.machine import Machine
+from mlxm.shelf import Shelf
 
 USUAL_CONTEXT = 8192
 """Whether a model fits is judged at this context: most would not fit at their own limit, and few need it."""
@@ -38,13 +39,14 @@ class Installed:
     fits: Answer
     age_s: float | None = None
     """How long ago it was used; None when it never was."""
+    is_being_fetched: bool = False
 
     @classmethod
-    def of(cls, model: LocalModel, machine: Machine) -> Installed:
+    def of(cls, model: LocalModel, machine: Machine, *, is_being_fetched: bool = False) -> Installed:
         """Judge a model at the usual context."""
         memory = estimate_at(model, usual_context(model.characteristics))
         age_s = None if model.last_used is None else machine.now - model.last_used
-        return cls(model=model, memory=memory, fits=judge(memory, machine), age_s=age_s)
+        return cls(model, memory, judge(memory, machine), age_s, is_being_fetched)
 
     @property
     def task(self) -> str:
@@ -80,6 +82,8 @@ class Installed:
     @property
     def state(self) -> str:
         """Whether it can be run, in a word or two."""
+        if self.is_being_fetched:
+            return "fetching"
         if self.model.state != "ready":
             return self.model.state
         if not self.model.runnable:
@@ -119,6 +123,15 @@ class Installed:
         }
 
 
+def is_on_its_way(shelf: Shelf, model: LocalModel) -> bool:
+    """Whether some process is bringing a model here now."""
+    if model.state != "incomplete":
+        return False  # what would know is slow to import, and mostly not needed
+    from mlxm.upkeep.fetches import is_being_fetched
+
+    return is_being_fetched(model, shelf.roots().hub_cache)
+
+
 def as_plain(value: Any) -> Any:
     """A struct as JSON has it; paths become text."""
     return msgspec.to_builtins(value, enc_hook=str)
@@ -146,7 +159,9 @@ def usual_context(found: Characteristics | None) -> int | None:
 
 
 def estimate_at(model: LocalModel, context: int | None) -> MemoryEstimate | None:
-    """What a model takes with a context; None when that cannot be said."""
+    """What a model takes with a context; None when that cannot be said. Of one that is not all here only its name says."""
+    if model.state == "incomplete":
+        return estimate_by_name(model.id)
     found = Characteristics() if model.characteristics is None else model.characteristics
     counted = estimate(found, model.size_bytes, context)
     return estimate_by_name(model.id) if counted is None else counted

@@ -12,7 +12,7 @@ from mlxm.cli import machine
 from mlxm.cli.columns import print_columns
 from mlxm.cli.figures import count_of, show_bytes, show_path
 from mlxm.cli.filters import Field, choose, order, read_age, read_count, read_size, read_tokens
-from mlxm.cli.installed import EXPENDABLE, HEADERS, Installed
+from mlxm.cli.installed import EXPENDABLE, HEADERS, Installed, is_on_its_way
 from mlxm.cli.output import JsonFlag, QuietFlag, print_json, print_line, print_note
 from mlxm.settings.home import home_folder
 from mlxm.shelf import Shelf
@@ -54,7 +54,7 @@ def ls(
     shelf = Shelf(home_folder())
     here = machine.read_machine()
     listing = shelf.scan()
-    found = [Installed.of(model, here) for model in listing.models]
+    found = [Installed.of(model, here, is_being_fetched=is_on_its_way(shelf, model)) for model in listing.models]
     shown = order(choose(found, [] if filters is None else filters, FIELDS), sort, FIELDS)
     if as_json:
         print_json([each.as_json() for each in shown])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -21,9 +22,8 @@ class Machine:
 
 def read_machine() -> Machine:
     """What holds here and now."""
-    import psutil
-
-    return Machine(now=time.time(), budget_bytes=budget_of(psutil.virtual_memory().total))
+    total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Machine(now=time.time(), budget_bytes=budget_of(total_bytes))
 
 
 def budget_of(total_bytes: int) -> int:

@@ -20,10 +20,13 @@ from typer.main import get_command
 
 from mlxm import __version__
 from mlxm.cli.output import ExitCode, exit_code_of, print_error, print_line
+from mlxm.cli.values import HELP_OPTION_NAMES, skip_conversions
 from mlxm.errors import MlxmError
 
 PROG_NAME = "mlxm"
 COMPLETE_VARIABLE = "_MLXM_COMPLETE"
+OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
+"""Hugging Face's own word for it, which child processes obey too."""
 
 # typer names what is near inside its message: once as a question, once in brackets.
 _NEAREST_NAMES = re.compile(r" Did you mean (?P<names>.+)\?$| \(Possible options: (?P<options>.+)\)$")
@@ -76,6 +79,7 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
     command = cast("TyperCommand | TyperGroup", get_command(import_module(COMMANDS[name].module).app))
     command.name = name
     _print_help_plainly(command)
+    skip_conversions(command)
     return command
 
 
@@ -92,7 +96,7 @@ app = typer.Typer(
     add_completion=False,
     invoke_without_command=True,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP_OPTION_NAMES},
 )
 
 
@@ -103,7 +107,7 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="\b\nExamples:\n  mlxm serve\n  mlxm config set server.port 8080\n  mlxm doctor --json")
+@app.callback(epilog="\b\nExamples:\n  mlxm search qwen3\n  mlxm pull mlx-community/Qwen3-4B-4bit\n  mlxm serve")
 def _root(
     ctx: typer.Context,
     *,
@@ -111,9 +115,12 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     color: Annotated[ColorChoice, typer.Option(help="Colour what is printed.")] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Ask nothing of the Hub.")] = False,
 ) -> None:
     """Find, download, run and serve MLX models."""
     _choose_color(color)
+    if offline:
+        os.environ[OFFLINE_VARIABLE] = "1"
     if ctx.invoked_subcommand is not None:
         return
     if not sys.stdout.isatty():
@@ -166,7 +173,9 @@ def _run(args: list[str]) -> int:
         from typer.completion import completion_init  # type: ignore[attr-defined]  # public, but not re-exported by name
 
         completion_init()
-    code = get_command(app).main(args=args, prog_name=PROG_NAME, complete_var=COMPLETE_VARIABLE, standalone_mode=False)
+    root = get_command(app)
+    skip_conversions(root)
+    code = root.main(args=args, prog_name=PROG_NAME, complete_var=COMPLETE_VARIABLE, standalone_mode=False)
     return code if isinstance(code, int) else ExitCode.OK
 
 

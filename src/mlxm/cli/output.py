@@ -183,19 +183,23 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     indent = max((len(name) for name, _ in pairs), default=0) + 4
     width = max(shutil.get_terminal_size().columns - indent, _MIN_WIDTH) if sys.stdout.isatty() else _UNLIMITED_COLUMNS
     for name, text in pairs:
-        lines = textwrap.wrap(text, width, break_on_hyphens=False) if text else [""]
+        lines = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False) if text else [""]
         padded = paint(f"{name:<{indent - 4}}", "1", sys.stdout)
         print_line(f"  {padded}  " + f"\n{'':<{indent}}".join(lines))
 
 
-def print_markdown(text: str) -> None:
-    """Print Markdown: laid out on a terminal, as it is in a pipe."""
+def print_text(text: str, *, is_markdown: bool = False) -> None:
+    """Print a text of others as it is; a terminal gets it without what would act on it, and Markdown laid out."""
     if not sys.stdout.isatty():
         print_line(text.removesuffix("\n"))
         return
+    harmless = "\n".join(map(one_line, text.expandtabs().removesuffix("\n").split("\n")))
+    if not is_markdown:
+        print_line(harmless)
+        return
     from rich.markdown import Markdown
 
-    print_rich(Markdown(text))
+    print_rich(Markdown(harmless))
 
 
 def print_rich(renderable: Any) -> None:

@@ -23,7 +23,7 @@ class ProgressLine:
     """Shows a download in a `with` block; `show` takes how it stands."""
 
     def __init__(self, *, as_lines: bool, is_quiet: bool) -> None:
-        self._as_lines = as_lines
+        self.is_for_programs = as_lines
         self._bar = None if as_lines or is_quiet or not sys.stderr.isatty() else _make_bar()
         self._task = None if self._bar is None else self._bar.add_task("", total=None, **_NO_FIGURES)
 
@@ -40,13 +40,13 @@ class ProgressLine:
 
     def show(self, progress: Progress) -> None:
         """Show how it stands."""
-        if self._as_lines:
+        if self.is_for_programs:
             print_json_line(progress)
         elif self._bar is not None and self._task is not None:
             self._bar.update(self._task, **describe(progress))
 
 
-_NO_FIGURES = {"percent": "", "amount": "", "rate": "", "left": "", "file": ""}
+_NO_FIGURES: dict[str, Any] = {"percent": "", "amount": "", "rate": "", "left": "", "file": ""}
 
 
 def describe(progress: Progress) -> dict[str, Any]:

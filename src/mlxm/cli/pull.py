@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +46,7 @@ def pull(
     alias: Annotated[str | None, typer.Option(help="Another name for the model.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it to the running server, and do not wait.")] = False,
     here: Annotated[bool, typer.Option("--here", help="Fetch in this process, also when a server is running.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End what the running server fetches of it.")] = False,
     as_lines: JsonLinesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -52,7 +55,7 @@ def pull(
     Ctrl-C ends it. Whole files are kept, and the same command goes on from there; a file that was not whole starts
     again.
     """
-    from mlxm.cli.fetching import Order, hand_over, look_ahead
+    from mlxm.cli.fetching import Order, cancel_there, hand_over
 
     shelf = Shelf(home_folder())
     order = Order(
@@ -61,17 +64,27 @@ def pull(
         include=() if include is None else tuple(include),
         exclude=() if exclude is None else tuple(exclude),
     )
+    if dry_run:
+        _look_ahead(order, as_json=as_json)
+    elif cancel:
+        _tell_handled(cancel_there(_find_server(shelf), order.name), "is cancelled", as_json=as_json)
+    elif detach:
+        _tell_handled((hand_over(_find_server(shelf), order),), "is left to the server", as_json=as_json)
+    else:
+        _pull(shelf, order, alias, ProgressLine(as_lines=as_lines, is_quiet=as_json), is_here=here, as_json=as_json)
+
+
+def _pull(shelf: Shelf, order: Order, alias: str | None, line: ProgressLine, *, is_here: bool, as_json: bool) -> None:
+    """Fetch, wait for it, and tell the end of it."""
+    from mlxm.catalog.hub import HubOptions
+    from mlxm.remote import find_server
+
     if alias is not None:
         parse_name(alias)  # better now than when the model is here
-    if dry_run:
-        _print_outlook(asyncio.run(look_ahead(order, machine.read_machine())), machine.read_machine(), as_json=as_json)
-        return
-    server = None if here else _find_server(shelf, is_needed=detach)
-    if server is not None and detach:
-        _tell_detached(hand_over(server, order), as_json=as_json)
-        return
+    is_offline = HubOptions.from_environ(os.environ).offline  # the server may not be, and must not be used then
+    server = None if is_here or is_offline else find_server(shelf.home)
     began_s = time.monotonic()
-    done = _fetch(order, server, ProgressLine(as_lines=as_lines, is_quiet=as_json))
+    done = _fetch(order, server, line)
     if done.error is not None:
         raise done.error.error()
     if alias is not None:
@@ -80,45 +93,47 @@ def pull(
         set_alias(shelf, alias, done.name)
     if as_json:
         print_json(as_plain(done))
-    elif not as_lines:
+    elif not line.is_for_programs:
         _tell_done(shelf, done, time.monotonic() - began_s, server)
 
 
-def _find_server(shelf: Shelf, *, is_needed: bool) -> Remote | None:
+def _find_server(shelf: Shelf) -> Remote:
     from mlxm.remote import find_server
 
     server = find_server(shelf.home)
-    if server is None and is_needed:
-        raise ServerUnreachable("No server is running that could go on with it.", hint="Start one with: mlxm serve")
+    if server is None:
+        raise ServerUnreachable("No server is running.", hint="Start one with: mlxm serve")
     return server
 
 
 def _fetch(order: Order, server: Remote | None, line: ProgressLine) -> Progress:
     """Fetch where it is to be done; Ctrl-C is told what it means."""
-    from mlxm.cli.fetching import fetch_here, fetch_there
+    from mlxm.cli.fetching import LeftRunning, fetch_here, fetch_there
 
     try:
         with line:
             return (
                 asyncio.run(fetch_here(order, line.show)) if server is None else fetch_there(server, order, line.show)
             )
+    except LeftRunning:
+        print_note(f"The server goes on with it. To end it: mlxm pull {order.name} --cancel")
+        raise
     except KeyboardInterrupt:
         print_note(f"Cancelled. Whole files are kept; to go on from there: mlxm pull {order.name}")
         raise
 
 
-def _tell_detached(progress: Progress, *, as_json: bool) -> None:
+def _tell_handled(jobs: tuple[Progress, ...], what: str, *, as_json: bool) -> None:
+    """What became of downloads that nobody waits for."""
     if as_json:
-        print_json(as_plain(progress))
+        print_json([as_plain(job) for job in jobs])
         return
-    print_line(f"{progress.id}  {progress.name}")
-    print_note(f"The server fetches it. To watch: mlxm pull {progress.name}")
+    for job in jobs:
+        print_line(f"{job.id}  {job.name} {what}")
 
 
 def _tell_done(shelf: Shelf, done: Progress, took_s: float, server: Remote | None) -> None:
     """What has come, and what to do with it."""
-    import sys
-
     total = 0 if done.total_bytes is None else done.total_bytes
     how = "was here already" if done.fetched_bytes == 0 else f"in {show_duration(took_s)}"
     commit = "" if done.commit is None else f" @ {done.commit[:_SHOWN_OF_COMMIT]}"
@@ -138,8 +153,12 @@ def _tell_done(shelf: Shelf, done: Progress, took_s: float, server: Remote | Non
         print_note(f"next: ask for {done.name} at {server.url}/v1")
 
 
-def _print_outlook(outlook: Outlook, here: Machine, *, as_json: bool) -> None:
-    """What would happen; it ends with 8 when the disk has no room for it."""
+def _look_ahead(order: Order, *, as_json: bool) -> None:
+    """Tell what would happen; it ends with 8 when the disk has no room for it."""
+    from mlxm.cli.fetching import look_ahead
+
+    here = machine.read_machine()
+    outlook = asyncio.run(look_ahead(order, here))
     plan = outlook.plan
     if as_json:
         print_json(outlook.as_json())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mlxm.catalog.local import LocalModel
 from mlxm.cli.asking import DryRunFlag, YesFlag, confirm
 from mlxm.cli.figures import count_of, show_bytes, show_path
 from mlxm.cli.finding import find_model
@@ -49,7 +49,8 @@ def rm(
     if not dry_run:
         confirm(f"Remove {count_of(len(plans), 'model')}?", yes=yes)
         for plan in plans:
-            _carry_out(plan, models[plan.id], shelf.home)
+            _carry_out(plan, shelf.home)
+        _warn_of_aliases(shelf, models)
     if as_json:
         print_json([{**as_plain(plan), "removed": not dry_run} for plan in plans])
     elif not dry_run:
@@ -59,17 +60,24 @@ def rm(
 def _announce(plans: list[Removal]) -> None:
     """What is about to go."""
     for plan in plans:
-        if plan.folder is None:
-            print_note(f"{plan.id}: forget the folder, and leave its files")
-        else:
+        if plan.forgotten is not None:
+            print_note(f"{plan.id}: forget {show_path(plan.forgotten)}, and leave its files")
+        elif plan.folder is not None:
             print_note(f"{plan.id}: {show_bytes(plan.freed_bytes)} in {show_path(plan.folder)}")
 
 
-def _carry_out(plan: Removal, model: LocalModel, home: Path) -> None:
-    if model.source == "import":
-        asyncio.run(_forget(model.path, home))
+def _carry_out(plan: Removal, home: Path) -> None:
+    if plan.forgotten is not None:
+        asyncio.run(_forget(plan.forgotten, home))
     else:
         remove(plan)
+
+
+def _warn_of_aliases(shelf: Shelf, gone: Collection[str]) -> None:
+    """Names that lead nowhere now."""
+    for name, target in shelf.aliases().items():
+        if target in gone:
+            print_note(f"The alias {name} leads nowhere now. To forget it: mlxm alias rm {name}")
 
 
 async def _forget(folder: Path, home: Path) -> None:

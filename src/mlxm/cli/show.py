@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,10 +12,10 @@ from mlxm.cli.facts import describe_model
 from mlxm.cli.figures import show_bytes
 from mlxm.cli.filters import read_tokens
 from mlxm.cli.finding import find_model
-from mlxm.cli.installed import Installed, as_plain, estimate_at, judge, usual_context
+from mlxm.cli.installed import Installed, as_plain, estimate_at, is_on_its_way, judge, usual_context
 from mlxm.cli.machine import Machine
 from mlxm.cli.model_texts import ModelFile, list_files, read_card, read_template
-from mlxm.cli.output import JsonFlag, ModelArgument, print_facts, print_json, print_line, print_markdown, print_table
+from mlxm.cli.output import JsonFlag, ModelArgument, print_facts, print_json, print_line, print_table, print_text
 from mlxm.errors import InvalidRequest
 from mlxm.settings.home import home_folder
 from mlxm.shelf import Shelf
@@ -40,12 +41,14 @@ def show(
     if template + files + card > 1:
         raise InvalidRequest("--template, --files and --card exclude one another.", hint="Give one of them.")
     here = machine.read_machine()
-    found = Installed.of(find_model(Shelf(home_folder()), name), here)
-    folder = found.model.path
+    shelf = Shelf(home_folder())
+    model = find_model(shelf, name)
+    found = Installed.of(model, here, is_being_fetched=is_on_its_way(shelf, model))
+    folder = model.path
     if template:
-        _print_text("template", read_template(folder, found.model.id), as_json=as_json)
+        _print_text("template", read_template(folder, model.id), is_markdown=False, as_json=as_json)
     elif card:
-        _print_card(read_card(folder, found.model.id), as_json=as_json)
+        _print_text("card", read_card(folder, model.id), is_markdown=True, as_json=as_json)
     elif files:
         _print_files(list_files(folder), as_json=as_json)
     else:
@@ -54,9 +57,8 @@ def show(
 
 def _print_model(found: Installed, asked: str | None, here: Machine, *, as_json: bool) -> None:
     context = usual_context(found.model.characteristics) if asked is None else _read_context(asked, found)
-    judged = Installed(
-        model=found.model, memory=(memory := estimate_at(found.model, context)), fits=judge(memory, here)
-    )
+    memory = estimate_at(found.model, context)
+    judged = replace(found, memory=memory, fits=judge(memory, here))
     if as_json:
         print_json({**judged.as_json(), "largest_context": judged.largest_context(here)})
         return
@@ -74,18 +76,11 @@ def _read_context(text: str, found: Installed) -> int | None:
         raise InvalidRequest(f"--memory {text!r} is no length of a context.", hint="Write 8192, 32k or max.") from error
 
 
-def _print_text(field: str, text: str, *, as_json: bool) -> None:
+def _print_text(field: str, text: str, *, is_markdown: bool, as_json: bool) -> None:
     if as_json:
         print_json({field: text})
     else:
-        print_line(text.removesuffix("\n"))
-
-
-def _print_card(text: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"card": text})
-    else:
-        print_markdown(text)
+        print_text(text, is_markdown=is_markdown)
 
 
 def _print_files(files: list[ModelFile], *, as_json: bool) -> None:

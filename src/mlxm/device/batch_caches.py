@@ -17,7 +17,7 @@ import mlx.core as mx
 import msgspec
 
 from mlxm.device.cache_batch import SequenceCaches, arrays_of
-from mlxm.engine.plan import Chunk, Outcome, Plan, Row, RunnerFacts
+from mlxm.engine.plan import BLOCK_TOKENS, Chunk, Outcome, Plan, Row, RunnerFacts
 from mlxm.errors import InternalError
 
 Sample = Callable[[mx.array, Sequence[Row]], mx.array]
@@ -27,7 +27,6 @@ Sample = Callable[[mx.array, Sequence[Row]], mx.array]
 class _Launched(msgspec.Struct, frozen=True, kw_only=True):
     """A step whose numbers may still be under way."""
 
-    rows: tuple[Row, ...] = ()
     tokens: mx.array
     finite_rows: mx.array
     finite_chunks: list[mx.array]
@@ -54,14 +53,13 @@ class BatchCacheRunner:
         return self._facts
 
     def launch(self, plan: Plan) -> None:
-        """Start a step; what starts at position 0 begins anew. When this raises, the plan's sequences must do so."""
+        """Start a step; what starts at position 0 begins anew."""
         began_s = time.perf_counter()
         finite_chunks = [self._prefill(chunk) for chunk in plan.chunks]
         began_rows_s = time.perf_counter()
         tokens, finite_rows = self._decode(plan.rows) if plan.rows else (mx.array([]), mx.array([]))
         self._launched.append(
             _Launched(
-                rows=plan.rows,
                 tokens=tokens,
                 finite_rows=finite_rows,
                 finite_chunks=finite_chunks,
@@ -72,17 +70,10 @@ class BatchCacheRunner:
 
     def collect(self) -> Outcome:
         """Wait for the oldest step that was launched and not collected."""
-        step = self._launched.popleft()
-        tokens: Any = step.tokens.tolist()
-        finite_rows: Any = step.finite_rows.tolist()
-        finite_chunks = [is_finite.item() for is_finite in step.finite_chunks]
-        return Outcome(
-            tokens=tuple(int(token) for token in tokens),
-            failed_rows=_places_of_false(finite_rows),
-            failed_chunks=_places_of_false(finite_chunks),
-            chunks_s=step.chunks_s,
-            rows_s=time.perf_counter() - step.began_rows_s if step.rows else 0.0,
-        )
+        launched, self._launched = self._launched, deque()
+        outcome = _outcome(launched.popleft())
+        self._launched = launched
+        return outcome
 
     def forget(self, sequence: int) -> None:
         """Drop the sequence's caches."""
@@ -94,7 +85,7 @@ class BatchCacheRunner:
         """Read a run of prompt tokens; whether what the last layer keeps is finite, to which all else leads."""
         self._prepare(chunk.sequence, chunk.start)
         caches = self._caches.take(chunk.sequence)
-        self._model(mx.array(chunk.tokens)[None], cache=caches)
+        self._model(mx.array(list(chunk.tokens))[None], cache=caches)
         mx.eval(arrays_of(caches))
         mx.clear_cache()
         self._num_tokens[chunk.sequence] = chunk.start + len(chunk.tokens)
@@ -105,9 +96,9 @@ class BatchCacheRunner:
         runs = [list(run) for _, run in groupby(range(len(rows)), key=lambda place: rows[place].sequence)]
         for first, *_ in runs:
             self._prepare(rows[first].sequence, rows[first].position)
-        inputs = mx.concatenate([self._input(row) for row in rows])
+        inputs = self._inputs(rows)
         alone, together = self._divide(rows, runs)
-        pieces = [(run, self._run_alone(rows[run[0]].sequence, inputs[mx.array(run)])) for run in alone]
+        pieces = [(run, self._run_alone(rows[run[0]].sequence, inputs[run[0] : run[-1] + 1])) for run in alone]
         if together:
             pieces.append(self._run_together({rows[place].sequence: place for place in together}, inputs))
         logits = _in_order(pieces)
@@ -115,7 +106,7 @@ class BatchCacheRunner:
             self._num_tokens[row.sequence] = row.position + 1
         tokens = self._sample(logits, rows)
         finite = mx.isfinite(mx.logsumexp(logits.astype(mx.float32), axis=-1))
-        mx.async_eval(tokens, finite)
+        mx.async_eval(tokens, finite)  # type: ignore[no-untyped-call]
         self._latest_tokens = {row.sequence: tokens[place : place + 1] for place, row in enumerate(rows)}
         return tokens, finite
 
@@ -125,10 +116,20 @@ class BatchCacheRunner:
         A sequence without any state joins after its first row, because what an empty cache stands for differs from
         class to class; so does one with several rows in the step. A single row needs no batch.
         """
-        together = [run for run in runs if len(run) == 1 and not self._caches.are_empty(rows[run[0]].sequence)]
-        if not self._batches or len(together) == 1:
+        joinable = [run[0] for run in runs if len(run) == 1 and not self._caches.are_empty(rows[run[0]].sequence)]
+        together = self._fitting(rows, joinable) if self._batches else []
+        if len(together) <= 1:
             return runs, []
-        return [run for run in runs if run not in together], [place for run in together for place in run]
+        return [run for run in runs if run[0] not in together], together
+
+    def _fitting(self, rows: Sequence[Row], places: list[int]) -> list[int]:
+        """The rows, the shortest first, that can be padded to one length without more memory than there are blocks."""
+        room = self._facts.num_blocks * BLOCK_TOKENS
+        by_length = sorted(places, key=lambda place: rows[place].position)
+        num_fitting = sum(
+            number * (rows[place].position + 1) <= room for number, place in enumerate(by_length, start=1)
+        )
+        return sorted(by_length[:num_fitting])
 
     def _run_alone(self, sequence: int, inputs: mx.array) -> mx.array:
         """Logits [tokens, vocabulary] of one sequence."""
@@ -136,7 +137,7 @@ class BatchCacheRunner:
         return logits
 
     def _run_together(self, place_of: dict[int, int], inputs: mx.array) -> tuple[list[int], mx.array]:
-        """The places of rows by sequence become places in the batch's order, and logits in that order."""
+        """Logits of one row of each sequence, in the batch's order, and the places of those rows."""
         members, caches = self._caches.batch(list(place_of))
         places = [place_of[member] for member in members]
         if places != list(range(len(inputs))):
@@ -153,19 +154,32 @@ class BatchCacheRunner:
             message = f"sequence {sequence} goes on at position {position}, and its caches hold {kept} tokens"
             raise InternalError(message, hint="it must begin anew")
 
-    def _input(self, row: Row) -> mx.array:
-        return self._latest_tokens[row.sequence] if row.token is None else mx.array([row.token], dtype=mx.uint32)
+    def _inputs(self, rows: Sequence[Row]) -> mx.array:
+        known = [row.token for row in rows if row.token is not None]
+        if len(known) == len(rows):
+            return mx.array(known)
+        tokens = [self._latest_tokens[row.sequence] if row.token is None else mx.array([row.token]) for row in rows]
+        return mx.concatenate(tokens)
+
+
+def _outcome(step: _Launched) -> Outcome:
+    """The step's numbers, as soon as they are there."""
+    tokens: Any = step.tokens.tolist()
+    finite_rows: Any = step.finite_rows.tolist()
+    finite_chunks = [is_finite.item() for is_finite in step.finite_chunks]
+    return Outcome(
+        tokens=tuple(int(token) for token in tokens),
+        failed_rows=tuple(place for place, is_finite in enumerate(finite_rows) if not is_finite),
+        failed_chunks=tuple(place for place, is_finite in enumerate(finite_chunks) if not is_finite),
+        chunks_s=step.chunks_s,
+        rows_s=time.perf_counter() - step.began_rows_s if tokens else 0.0,
+    )
 
 
 def _in_order(pieces: list[tuple[list[int], mx.array]]) -> mx.array:
-    """Logits of rows computed in pieces, put back in the rows' order."""
+    """Logits of rows that were computed in pieces, back in the rows' order."""
     places = [place for piece, _ in pieces for place in piece]
     logits = pieces[0][1] if len(pieces) == 1 else mx.concatenate([part for _, part in pieces])
     if places == list(range(len(places))):
         return logits
-    inverse = sorted(range(len(places)), key=places.__getitem__)
-    return logits[mx.array(inverse)]
-
-
-def _places_of_false(flags: Sequence[bool]) -> tuple[int, ...]:
-    return tuple(place for place, flag in enumerate(flags) if not flag)
+    return logits[mx.array(sorted(range(len(places)), key=places.__getitem__))]

@@ -13,20 +13,22 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxm.device.batch_caches import BatchCacheRunner
 from mlxm.device.cache_batch import find_unmergeable
 from mlxm.engine.plan import Chunk, Plan, Row, RunnerFacts
-from mlxm.errors import MlxmError
 
-_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError)
-_FAILURES += (TypeError, ValueError)
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError),
+    *(TypeError, ValueError),
+)
 """What mlx-lm's models and caches raise when they are not made for a batch."""
-_TOLERANCE = {mx.float32: 1e-3}
+_TOLERANCE = 1e-3
 _HALF_TOLERANCE = 0.1
 """Of the largest logit: half-precision rounds differently with the batch's width, a wrong mask or position is worse."""
+_ROWS_PER_STRAY = 8
 
 _PROMPT_LENGTHS = (13, 2, 6)
 _ROWS_OF_STEPS = ((0, 1), (0, 1), (2,), (0, 1, 2), (0, 1, 2), (1, 2), (0, 2), (0, 1, 2))
 """Which sequences have a row in each step: they join at different lengths, leave, and come back."""
 _NO_FACTS = RunnerFacts(
-    kind="trial", why="", num_blocks=1, max_rows=3, shares_prefixes=False, runs_ahead=False, block_bytes=0
+    kind="trial", why="", num_blocks=64, max_rows=3, shares_prefixes=False, runs_ahead=False, block_bytes=0
 )
 
 
@@ -35,25 +37,29 @@ def find_batching_fault(model: Any, vocab_size: int) -> str | None:
     unmergeable = find_unmergeable(make_prompt_cache(model))
     if unmergeable is not None:
         return f"mlx-lm has no batch form of {unmergeable}"
+    plans = _plans(vocab_size)
+    alone = _logits(model, plans, batches=False)
     try:
-        error, tolerance = _largest_error(model, vocab_size)
-    except MlxmError:
-        raise
+        batched = _logits(model, plans, batches=True)
     except _FAILURES as raised:
         reason = str(raised).strip().partition("\n")[0]
         return f"mlx-lm's model does not run on batch caches: {type(raised).__name__}: {reason}"
+    error, tolerance = _error(batched, alone)
     if not error <= tolerance:
         return f"in a batch, logits were off by {error:.2g} of the largest"
     return None
 
 
-def _largest_error(model: Any, vocab_size: int) -> tuple[float, float]:
-    """How far a logit is off at most, as a part of the largest logit of its row, and how far it may be."""
-    plans = _plans(vocab_size)
-    alone = _logits(model, plans, batches=False)
-    batched = _logits(model, plans, batches=True)
+def _error(batched: mx.array, alone: mx.array) -> tuple[float, float]:
+    """How far a logit is off at most, as a part of the largest one of its row, and how far it may be.
+
+    In half precision a router may choose other experts for a row now and then, which is no fault of the batch.
+    """
     off = mx.max(mx.abs(batched - alone), axis=-1) / mx.max(mx.abs(alone), axis=-1)
-    return mx.max(off).item(), _TOLERANCE.get(alone.dtype, _HALF_TOLERANCE)  # type: ignore[return-value]
+    errors: Any = mx.sort(off).tolist()
+    if alone.dtype == mx.float32:
+        return errors[-1], _TOLERANCE
+    return errors[-1 - len(errors) // _ROWS_PER_STRAY], _HALF_TOLERANCE
 
 
 def _logits(model: Any, plans: list[Plan], *, batches: bool) -> mx.array:
@@ -75,8 +81,8 @@ def _plans(vocab_size: int) -> list[Plan]:
     """The prompts, then the steps; every token is given, so that both ways read the same ones."""
     lengths = list(_PROMPT_LENGTHS)
     prompts = tuple(
-        Chunk(sequence=sequence, start=0, tokens=[_token(sequence, place, vocab_size) for place in range(length)], table=())
-        for sequence, length in enumerate(lengths)
+        Chunk(sequence=each, start=0, tokens=[_token(each, place, vocab_size) for place in range(length)], table=())
+        for each, length in enumerate(lengths)
     )
     plans = [Plan(chunks=prompts)]
     for sequences in _ROWS_OF_STEPS:

@@ -5,7 +5,7 @@ mlx-lm names the operations of its caches by convention, without a class in comm
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -29,16 +29,12 @@ class SequenceCaches:
         self.forget(sequence)
         self._alone[sequence] = make_prompt_cache(self._model)
 
-    def has(self, sequence: int) -> bool:
-        """Whether anything is kept for the sequence."""
-        return sequence in self._alone or sequence in self._members
-
     def take(self, sequence: int) -> list[Any]:
         """The sequence's own caches, one per layer that has one; it leaves the batch for them."""
         if sequence in self._members:
             place = self._members.index(sequence)
             self._alone[sequence] = [layer.extract(place) for layer in self._batched]
-            self._drop([sequence])
+            self._drop(sequence)
         return self._alone[sequence]
 
     def are_empty(self, sequence: int) -> bool:
@@ -57,7 +53,7 @@ class SequenceCaches:
     def forget(self, sequence: int) -> None:
         """Drop what is kept for the sequence, if anything."""
         self._alone.pop(sequence, None)
-        self._drop([sequence])
+        self._drop(sequence)
 
     def _join(self, joining: Sequence[int]) -> None:
         own = [self._alone.pop(sequence) for sequence in joining]
@@ -69,11 +65,11 @@ class SequenceCaches:
             self._batched = merged
         self._members += joining
 
-    def _drop(self, sequences: Collection[int]) -> None:
-        kept = [place for place, member in enumerate(self._members) if member not in sequences]
-        if len(kept) == len(self._members):
+    def _drop(self, sequence: int) -> None:
+        if sequence not in self._members:
             return
-        self._members = [self._members[place] for place in kept]
+        kept = [place for place, member in enumerate(self._members) if member != sequence]
+        self._members.remove(sequence)
         if not kept:
             self._batched = []
         for layer in self._batched:

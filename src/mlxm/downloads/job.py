@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mlxm.errors import MlxmError
+from mlxm.errors import InternalError
 from mlxm.frames import Fault
 
 State = Literal["queued", "checking", "downloading", "verifying", "done", "failed", "cancelled"]
@@ -92,7 +92,7 @@ class Job:
             await self._changed.wait()
         if self._progress.path is None:
             fault = self._progress.error
-            raise MlxmError(f"{self._progress.name} ended without a result.") if fault is None else fault.error()
+            raise InternalError(f"{self._progress.name} was not fetched.") if fault is None else fault.error()
         return Path(self._progress.path)
 
     def change(self, **fields: Any) -> None:

@@ -22,8 +22,8 @@ from mlxm.engine.plan import BLOCK_TOKENS, SCRATCH_BLOCK
 from mlxm.errors import InternalError, OutOfMemory
 
 _DIGEST_BYTES = 16
-_TOKEN_TYPE = "I"
-_CONTENT_BYTES = BLOCK_TOKENS * array(_TOKEN_TYPE).itemsize
+_UINT32 = "I"
+_CONTENT_BYTES = BLOCK_TOKENS * array(_UINT32).itemsize
 
 
 def num_blocks_for(num_tokens: int) -> int:
@@ -54,7 +54,7 @@ class Chain:
     def extend(self, tokens: Sequence[int], num_blocks: int) -> None:
         """Compute what is missing of the first `num_blocks` digests."""
         num_known = len(self.digests)
-        data = array(_TOKEN_TYPE, tokens[num_known * BLOCK_TOKENS : num_blocks * BLOCK_TOKENS]).tobytes()
+        data = array(_UINT32, tokens[num_known * BLOCK_TOKENS : num_blocks * BLOCK_TOKENS]).tobytes()
         digest = self.digests[-1] if num_known else _digest(b"", self.scope)
         for start in range(0, len(data), _CONTENT_BYTES):
             content = data[start : start + _CONTENT_BYTES]

@@ -81,9 +81,7 @@ class Draft:
             sequence.num_launched += 1
         for sequence, size in self._chunks.items():
             sequence.num_launched += size
-        return Flight(
-            plan=plan, rows=tuple(self._rows), chunks=tuple(self._chunks), promised=frozenset(self._promised)
-        )
+        return Flight(plan=plan, rows=tuple(self._rows), chunks=tuple(self._chunks), promised=frozenset(self._promised))
 
     def _make_writable(self, sequence: Sequence) -> None:
         index = sequence.num_launched // BLOCK_TOKENS

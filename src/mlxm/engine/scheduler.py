@@ -68,12 +68,12 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def end(self, sequence: Sequence, *, is_soiled: bool = False) -> None:
+    def end(self, sequence: Sequence) -> None:
         """Free at once all that a sequence holds; its siblings go on by themselves."""
         if sequence.state == "waiting":
             self.queue.remove(sequence)
         elif sequence.state == "running":
-            self._leave(sequence, is_soiled=is_soiled)
+            self._leave(sequence)
         sequence.state = "over"
         siblings, sequence.siblings = sequence.siblings, []
         for sibling in siblings:
@@ -202,9 +202,12 @@ class Scheduler:
         self.num_preemptions += 1
         self.add(sequence)
 
-    def _leave(self, sequence: Sequence, *, is_soiled: bool = False) -> None:
+    def _leave(self, sequence: Sequence) -> None:
+        """What is ordered and not collected may be written yet, and not finite: those blocks are to be wiped."""
         self.running.remove(sequence)
-        self.pool.release(sequence.table, is_soiled=is_soiled)
+        num_kept = sequence.num_computed // BLOCK_TOKENS
+        self.pool.release(sequence.table[num_kept:], is_soiled=sequence.num_launched > sequence.num_computed)
+        self.pool.release(sequence.table[:num_kept])
         sequence.table.clear()
         self._forget(sequence.id)
 
@@ -227,7 +230,10 @@ class Scheduler:
         """Take blocks that another sequence has filled since; only at a full block with nothing in flight."""
         position = sequence.num_launched
         if sequence.num_behind > 0 and position == sequence.num_computed and position % BLOCK_TOKENS == 0:
-            self._take(sequence, self._find(sequence))
+            found = self._find(sequence)
+            if found:
+                self._forget(sequence.id)
+                self._take(sequence, found)
 
     def _take(self, sequence: Sequence, blocks: list[int]) -> None:
         self.pool.adopt(sequence.chain, blocks)

@@ -1,8 +1,10 @@
 """One choice of one request: what is known of it, and how much of that is computed.
 
-    tokens         prompt and what was sampled        num_known
-    num_launched   ordered from the runner            at most num_known + 1: one row may run ahead
-    num_computed   ordered and seen to be right       at most num_known - 1 once a row ran
+    tokens          |──── prompt ────|── sampled ──|
+    num_launched    |─────────────────────────────────|   ordered from the runner; one row may run ahead
+    num_computed    |───────────────────────────|         collected, and seen to be right
+
+All three only grow, until a step is lost or the sequence is preempted.
 """
 
 from __future__ import annotations

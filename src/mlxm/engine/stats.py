@@ -9,6 +9,7 @@ import msgspec
 
 WINDOW_S = 5.0
 """Rates and step times are those of the last seconds."""
+_SHORTEST_S = 1e-3
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,10 +28,11 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hit_tokens: int = 0
     tokens_per_s: float = 0.0
     step_s: float = 0.0
-    """The mean over the steps of the window, as are the next three."""
+    """The mean over the steps of the window, like its two parts."""
     step_chunks_s: float = 0.0
     step_rows_s: float = 0.0
     batch_width: float = 0.0
+    """Rows per step that had any."""
     active_bytes: int | None = None
     peak_bytes: int | None = None
     cache_bytes: int | None = None
@@ -40,7 +42,7 @@ class StepTimes(NamedTuple):
     """What one step did and took."""
 
     at_s: float
-    num_tokens: int
+    num_rows: int
     chunks_s: float
     rows_s: float
 
@@ -51,12 +53,10 @@ class Meter:
     def __init__(self, began_s: float) -> None:
         self._began_s = began_s
         self._steps: deque[StepTimes] = deque()
-        self._totals = (0, 0.0, 0.0)
 
     def add(self, step: StepTimes) -> None:
         """Count a step."""
         self._steps.append(step)
-        self._count(step, 1)
         self._drop_old(step.at_s)
 
     def fill(self, stats: Stats, now_s: float) -> Stats:
@@ -65,24 +65,18 @@ class Meter:
         if not self._steps:
             return stats
         num_steps = len(self._steps)
-        num_tokens, chunks_s, rows_s = self._totals
+        num_rows = sum(step.num_rows for step in self._steps)
+        chunks_s = sum(step.chunks_s for step in self._steps) / num_steps
+        rows_s = sum(step.rows_s for step in self._steps) / num_steps
         return msgspec.structs.replace(
             stats,
-            tokens_per_s=num_tokens / max(min(WINDOW_S, now_s - self._began_s), 1e-3),
-            step_s=(chunks_s + rows_s) / num_steps,
-            step_chunks_s=chunks_s / num_steps,
-            step_rows_s=rows_s / num_steps,
-            batch_width=num_tokens / num_steps,
+            tokens_per_s=num_rows / max(min(WINDOW_S, now_s - self._began_s), _SHORTEST_S),
+            step_s=chunks_s + rows_s,
+            step_chunks_s=chunks_s,
+            step_rows_s=rows_s,
+            batch_width=num_rows / max(1, sum(step.num_rows > 0 for step in self._steps)),
         )
 
     def _drop_old(self, now_s: float) -> None:
         while self._steps and self._steps[0].at_s < now_s - WINDOW_S:
-            self._count(self._steps.popleft(), -1)
-
-    def _count(self, step: StepTimes, sign: int) -> None:
-        num_tokens, chunks_s, rows_s = self._totals
-        self._totals = (
-            num_tokens + sign * step.num_tokens,
-            chunks_s + sign * step.chunks_s,
-            rows_s + sign * step.rows_s,
-        )
+            self._steps.popleft()

@@ -12,6 +12,7 @@ import msgspec
 from litestar import Request, Router, delete, get, post
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
+from litestar.params import FromPath
 from litestar.response import Response
 
 from mlxm.errors import InvalidRequest, MlxmError, NotAuthenticated, Unavailable
@@ -77,15 +78,15 @@ def _download_routes(services: Services) -> list[Any]:
         return _json(job.progress, 200 if job.id in running else 201)
 
     @get("/downloads/{job_id:str}")
-    async def show_download(job_id: str) -> Response[bytes]:
+    async def show_download(job_id: FromPath[str]) -> Response[bytes]:
         return _json((await open_downloads()).get(job_id).progress)
 
     @delete("/downloads/{job_id:str}", status_code=200)
-    async def cancel_download(job_id: str) -> Response[bytes]:
+    async def cancel_download(job_id: FromPath[str]) -> Response[bytes]:
         return _json(await (await open_downloads()).cancel(job_id))
 
     @post("/downloads/{job_id:str}", status_code=200)
-    async def resume_download(job_id: str) -> Response[bytes]:
+    async def resume_download(job_id: FromPath[str]) -> Response[bytes]:
         return _json((await open_downloads()).resume(job_id).progress)
 
     return [list_downloads, start_download, show_download, cancel_download, resume_download]

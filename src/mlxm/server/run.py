@@ -161,7 +161,7 @@ class ServerLife:
         try:
             if await self._until_stopped(serving, {self._starting, self._opening, self._publishing}):
                 announce()
-                await asyncio.to_thread(self._log.warm)
+                await self._log.open()
                 await self._until_stopped(serving, set())
             await self._drain()
         finally:
@@ -202,6 +202,7 @@ class ServerLife:
             await asyncio.wait({self._opening, self._publishing})
             if self._opening.exception() is None:
                 await self._opening.result().close()
+            await self._log.open()
 
     async def _wait(self, work: asyncio.Task[Any], within_s: float) -> bool:
         """Wait for `work`, which is cancelled when it takes too long or is not done soon after a second signal.

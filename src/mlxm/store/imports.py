@@ -5,10 +5,13 @@ from __future__ import annotations
 import sqlite3
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlxm.errors import Conflict, NotFound
-from mlxm.store.db import Database
 from mlxm.store.look import look
+
+if TYPE_CHECKING:
+    from mlxm.store.db import Database  # who only reads the list need not wait for asyncio
 
 TABLE = "imports"
 

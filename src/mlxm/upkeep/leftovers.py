@@ -13,6 +13,7 @@ from mlxm.catalog.local import LocalModel
 from mlxm.catalog.names import inside, name_of_hub_folder
 from mlxm.downloads.lock import is_free
 from mlxm.errors import StoreReadOnly
+from mlxm.upkeep.fetches import is_fetched_now
 from mlxm.upkeep.trash import PREFIX, count_bytes, remove_folder
 
 What = Literal["unfinished file", "incomplete model", "old revision", "unused content", "removed model"]
@@ -35,7 +36,7 @@ def find_leftovers(hub_cache: Path, models: Iterable[LocalModel]) -> tuple[Lefto
     found = [_of_trash(path) for path in sorted(hub_cache.glob(f"{PREFIX}*"))]
     for folder in sorted(hub_cache.glob("models--*")):
         name = name_of_hub_folder(folder.name)
-        if name is None or folder.is_symlink() or not is_free(hub_cache / ".locks" / folder.name / "mlxm.lock"):
+        if name is None or folder.is_symlink() or is_fetched_now(folder, hub_cache):
             continue
         if name.text in unready:
             found.append(_of_whole(folder, name.text))

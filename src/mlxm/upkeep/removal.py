@@ -9,18 +9,19 @@ import msgspec
 
 from mlxm.catalog.local import LocalModel, Roots
 from mlxm.catalog.names import hub_folder, parse_name
-from mlxm.downloads.lock import is_free
 from mlxm.errors import Conflict, InvalidRequest
+from mlxm.upkeep.fetches import is_fetched_now
 from mlxm.upkeep.trash import count_bytes, remove_folder
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):
-    """What removing a model means: the folder that goes, or None when the model is only forgotten."""
+    """What removing a model means: the folder that goes, or the imported one that is only forgotten."""
 
     id: str
-    folder: Path | None
-    root: Path | None
-    freed_bytes: int
+    folder: Path | None = None
+    root: Path | None = None
+    forgotten: Path | None = None
+    freed_bytes: int = 0
 
 
 def plan_removal(model: LocalModel, roots: Roots) -> Removal:
@@ -28,14 +29,16 @@ def plan_removal(model: LocalModel, roots: Roots) -> Removal:
     match model.source:
         case "hub":
             folder = hub_folder(parse_name(model.id), roots.hub_cache)
-            refuse_while_fetched(model.id, roots.hub_cache, folder)
+            if is_fetched_now(folder, roots.hub_cache):
+                raise Conflict(f"{model.id} is being fetched.", hint=f"End that first: mlxm pull {model.id} --cancel")
             return _removal(model, folder, roots.hub_cache)
         case "lmstudio" if roots.lmstudio is not None:
             return _removal(model, model.path, roots.lmstudio)
         case "builtin":
             raise InvalidRequest(f"{model.id} is built in, and made again when it is asked for.", param="model")
         case _:
-            return Removal(id=model.id, folder=None, root=None, freed_bytes=0)
+            imported = [root for root in roots.imported if model.path.is_relative_to(root)]
+            return Removal(id=model.id, forgotten=next(iter(imported), None))
 
 
 def remove(removal: Removal) -> None:
@@ -46,12 +49,6 @@ def remove(removal: Removal) -> None:
     if removal.folder.parent != removal.root:
         with suppress(OSError):  # it still holds other models
             removal.folder.parent.rmdir()
-
-
-def refuse_while_fetched(name: str, hub_cache: Path, folder: Path) -> None:
-    """Raise Conflict while a process fetches the model."""
-    if not is_free(hub_cache / ".locks" / folder.name / "mlxm.lock"):
-        raise Conflict(f"{name} is being fetched.", hint="Cancel that first, or wait until it is done.")
 
 
 def _removal(model: LocalModel, folder: Path, root: Path) -> Removal:
