@@ -343,6 +343,8 @@ def _measured(work: Callable[[], None]) -> _Run:
 def _interleaved(contenders: Mapping[str, Contender], num_rounds: int) -> dict[str, list[float]]:
     """Seconds per step of each contender in each round."""
     for contender in contenders.values():
+        while contender.step() < _NUM_ROWS:
+            pass
         _run_steps(contender, _WARM_UP_STEPS)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(num_rounds):
@@ -354,7 +356,9 @@ def _interleaved(contenders: Mapping[str, Contender], num_rounds: int) -> dict[s
 
 def _run_steps(contender: Contender, num_steps: int) -> None:
     for _ in range(num_steps):
-        contender.step()
+        num_tokens = contender.step()
+        if num_tokens != _NUM_ROWS:
+            raise RuntimeError(f"a step of {type(contender).__name__} made {num_tokens} tokens, not {_NUM_ROWS}")
 
 
 def _turn(names: list[str], number: int) -> list[str]:

@@ -44,6 +44,13 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
+def open_parents(folder: Path) -> None:
+    """Let everybody pass through the folders that the test runner has made for its owner alone."""
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o005:
+            parent.chmod(0o755)
+
+
 def test_models_are_found_in_every_place(models: LocalModels, roots: Roots) -> None:
     """The Hub's cache, LM Studio's folder, an imported collection; ordered by name."""
     assert roots.lmstudio is not None
@@ -231,9 +238,7 @@ def test_folders_that_cannot_be_read_are_named(models: LocalModels, roots: Roots
     write_folder(roots.lmstudio / "owner" / "model", model_files())
     write_folder(roots.imported[0] / "closed", model_files())
     shut = [roots.hub_cache / "models--org--shut" / "blobs", roots.lmstudio / "owner", roots.imported[0] / "closed"]
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & 0o005:
-            folder.chmod(0o755)
+    open_parents(tmp_path)
     for folder in shut:
         folder.chmod(0)
     try:
@@ -245,6 +250,46 @@ def test_folders_that_cannot_be_read_are_named(models: LocalModels, roots: Roots
     assert [model.id for model in found.models if model.state == "ready"] == ["org/model"]
     for folder in (roots.hub_cache / "models--org--shut", *shut[1:]):
         assert [problem for problem in found.problems if problem.startswith(f"{folder} cannot be read: Permission")]
+
+
+def test_a_snapshot_that_cannot_be_read_is_a_broken_model(models: LocalModels, roots: Roots, tmp_path: Path) -> None:
+    """It is there, and its name is known."""
+    snapshot = write_cached(roots.hub_cache, "org/model", model_files())
+    open_parents(tmp_path)
+    snapshot.chmod(0)
+    try:
+        with as_nobody():
+            model = only(models)
+    finally:
+        snapshot.chmod(0o755)
+    assert (model.id, model.state) == ("org/model", "broken")
+    assert model.state_reason == f"cannot be read: {snapshot}: Permission denied"
+
+
+@pytest.mark.usefixtures("models")
+def test_roots_that_cannot_be_read_are_named(roots: Roots, tmp_path: Path) -> None:
+    """And hold no model that could be found."""
+    assert roots.lmstudio is not None
+    shut = tmp_path / "shut"
+    write_folder(shut / "mine", model_files())
+    write_folder(roots.lmstudio / "org" / "model", model_files())
+    reaching = msgspec.structs.replace(roots, imported=(shut / "mine",))
+    open_parents(tmp_path)
+    for folder in (shut, roots.lmstudio, roots.hub_cache):
+        folder.chmod(0)
+    try:
+        with as_nobody():
+            found = LocalModels(reaching).scan()
+            with pytest.raises(ModelNotFound):
+                LocalModels(reaching).find("org/model")
+    finally:
+        for folder in (shut, roots.lmstudio, roots.hub_cache):
+            folder.chmod(0o755)
+    assert [problem.partition(" cannot be read: Permission denied")[0] for problem in found.problems] == [
+        str(roots.hub_cache),
+        str(roots.lmstudio),
+        str(shut / "mine"),
+    ]
 
 
 def test_links_in_circles_and_out_of_the_roots_are_no_models(models: LocalModels, roots: Roots, tmp_path: Path) -> None:
@@ -327,6 +372,14 @@ def test_a_memory_that_cannot_be_written_keeps_nobody_from_their_models(models: 
     roots.home.mkdir()
     (roots.home / "cache").write_text("a file where a folder should be")
     assert only(models).state == "ready"
+
+
+def test_a_write_that_fails_leaves_nothing_behind(models: LocalModels, roots: Roots) -> None:
+    """Neither half a memory nor its scratch file."""
+    write_cached(roots.hub_cache, "org/model", model_files())
+    (roots.home / "cache" / "characteristics.json" / "x").mkdir(parents=True)
+    assert only(models).state == "ready"
+    assert [path.name for path in (roots.home / "cache").iterdir()] == ["characteristics.json"]
 
 
 def test_a_memory_too_large_to_be_ours_is_not_read(roots: Roots) -> None:

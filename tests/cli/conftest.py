@@ -3,13 +3,14 @@ import pty
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.cli.model_cache import HERE, Cabinet, fill
+from mlxm.testing.fake_hub import FakeHub
+from tests.cli.model_cache import HERE, Cabinet, fill, stock
 
 BOUND_S = 60
 
@@ -86,9 +87,7 @@ def _read_to_end(descriptor: int) -> str:
 
 
 @pytest.fixture
-def cabinet(
-    user_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Cabinet:
+def cabinet(user_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cabinet:
     """A person without a model yet, on a machine of a known size at a known moment."""
     hub_cache = user_home / ".cache" / "huggingface" / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_cache))
@@ -101,3 +100,14 @@ def full_cabinet(cabinet: Cabinet) -> Cabinet:
     """A person with models of every state."""
     fill(cabinet)
     return cabinet
+
+
+@pytest.fixture
+def hub(cabinet: Cabinet, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub with a few models, which every command asks."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(cabinet.user / "no-token"))
+    with FakeHub(tokens={"good": ("meta/gated",)}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        stock(running, cabinet.user)
+        yield running

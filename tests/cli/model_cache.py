@@ -17,12 +17,15 @@ import pytest
 
 from mlxm.cli.main import main
 from mlxm.cli.machine import Machine
+from mlxm.testing.fake_hub import FakeHub
 
 GOLDEN = Path(__file__).with_name("golden")
 WRITE_GOLDEN = os.environ.get("MLXM_GOLDEN") == "write"
 NOW = 1_767_225_600.0
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
+SMALL_BYTES = 100_000_000
+WEIGHTS_BYTES = 200_000
 HERE = Machine(now=NOW, budget_bytes=8_000_000_000)
 _STYLE = re.compile("\x1b\\[[0-9;?]*[a-zA-Z]")
 
@@ -49,6 +52,11 @@ QWEN3_VL = {
         "model_type": "qwen3_vl_text",
         "max_position_embeddings": 262144,
     },
+}
+PLAIN = {
+    **{key: value for key, value in QWEN3.items() if key != "quantization"},
+    "torch_dtype": "bfloat16",
+    "hidden_size": 256,
 }
 TOOL_TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if tools %}<tool_call>{{ tools }}{% endif %}"
 
@@ -119,8 +127,11 @@ class Cabinet:
             os.utime(blob, (NOW - 40 * DAY_S, NOW - 40 * DAY_S))
             link(snapshot, path, blob)
         if weights_bytes:
-            blob = folder / "blobs" / hashlib.sha256(f"{name}@{commit}".encode()).hexdigest()
-            write_weights(blob, weights_bytes, bits, tensor)
+            draft = folder / "blobs" / "draft"
+            write_weights(draft, weights_bytes, bits, tensor)
+            # Hashing takes long for what is only said to be large; then any other name does.
+            content = draft.read_bytes() if weights_bytes < SMALL_BYTES else f"{name}@{commit}".encode()
+            blob = draft.rename(folder / "blobs" / hashlib.sha256(content).hexdigest())
             link(snapshot, "model.safetensors", blob)
             os.utime(blob, (NOW - used_s, NOW - 30 * DAY_S))
         (folder / "refs" / "main").write_text(commit)
@@ -176,6 +187,19 @@ def fill(cabinet: Cabinet) -> None:
     )
     cabinet.add("acme/half-here", text_files())
     cabinet.add("acme/torch-only", {**text_files(), "pytorch_model.bin": b"x" * 5000})
+
+
+def stock(hub: FakeHub, scratch: Path) -> None:
+    """Give a Hub models of several kinds, the most wanted first."""
+    weights = scratch / "weights"
+    write_weights(weights, WEIGHTS_BYTES, 4, "model.embed_tokens")
+    large = {"model.safetensors": weights.read_bytes()}
+    vision = text_files({**QWEN3_VL, "quantization": {"group_size": 64, "bits": 8}})
+    hub.add("mlx-community/Qwen3-4B-4bit", {**text_files(), **large}, downloads=123_456, likes=99)
+    hub.add("mlx-community/Qwen3-VL-8B-8bit", {**vision, **large}, downloads=61_000, likes=12)
+    hub.add("someone/qwen3-bf16-mlx", {**text_files(PLAIN), **large}, downloads=70)
+    hub.add("meta/gated", {**text_files(), **large}, gated=True, downloads=7)
+    hub.add("torch/qwen3", {"pytorch_model.bin": b"x"}, library="transformers", tags=("pytorch",), downloads=900_000)
 
 
 def check_golden(name: str, text: str) -> None:

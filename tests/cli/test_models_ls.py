@@ -159,5 +159,3 @@ def test_quick_commands_load_no_heavy_library(
     assert "mlxm.catalog.local" in loaded
     heavy = ("mlx", "mlx_lm", "mlx_vlm", "transformers", "sqlite_utils", "litestar", "textual", "pydantic", "httpx")
     assert loaded.isdisjoint(heavy)
-
-

@@ -9,6 +9,7 @@ from mlxm.downloads.lock import hold_alone
 from tests.cli.model_cache import Cabinet, text_files, write_weights
 
 NAME = "mlx-community/Qwen3-4B-4bit"
+INDEX = b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
 FOLDER = "models--mlx-community--Qwen3-4B-4bit"
 
 
@@ -155,31 +156,74 @@ def test_folder_that_cannot_be_moved_is_told(full_cabinet: Cabinet, monkeypatch:
     )
 
 
-def test_prune_finds_what_no_model_needs(full_cabinet: Cabinet) -> None:
-    """Parts of files, revisions that nothing leads to, contents without a link, models that are not whole."""
-    folder = full_cabinet.hub_cache / FOLDER
-    full_cabinet.add(NAME, {"config.json": b"{}", "only-then.json": b"[]" * 500}, commit="0" * 40)
-    full_cabinet.add(NAME, text_files(), commit=(folder / "snapshots").iterdir().__next__().name)
-    (folder / "blobs" / "abc.1234.incomplete").write_bytes(b"x" * 2000)
-    (folder / "blobs" / ("f" * 64)).write_bytes(b"x" * 3000)
-    (full_cabinet.hub_cache / ".mlxm-trash-1").mkdir()
-    (full_cabinet.hub_cache / ".mlxm-trash-1" / "rest").write_bytes(b"x" * 4000)
-    found = json.loads(full_cabinet.run("prune", "--dry-run", "--json").out)
+def prune(cabinet: Cabinet) -> set[tuple[str, str]]:
+    """What could go, and of which model."""
+    found = json.loads(cabinet.run("prune", "--dry-run", "--json").out)
+    assert not any(each["removed"] for each in found)
+    return {(each["what"], each["name"]) for each in found}
 
-    assert {(each["what"], each["name"]) for each in found} == {
+
+def interrupt(cabinet: Cabinet, name: str, files: dict[str, bytes]) -> Path:
+    """What is left of a pull that somebody ended: whole files, and no branch that leads to them."""
+    snapshot = cabinet.add(name, files)
+    folder = snapshot.parents[1]
+    shutil.rmtree(folder / "refs")
+    lock = cabinet.hub_cache / ".locks" / folder.name / "mlxm.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    return folder
+
+
+def test_prune_finds_what_no_model_needs(cabinet: Cabinet) -> None:
+    """Parts of files, revisions that nothing leads to, contents without a link, pulls that were ended."""
+    folder = prepare_leftovers(cabinet)
+    cabinet.add(NAME, {"config.json": b"{}"}, commit="2" * 40)
+    (folder / "refs" / "main").write_text("1" * 40)
+    (folder / "blobs" / ("f" * 64)).write_bytes(b"x" * 3000)
+    (cabinet.hub_cache / ".mlxm-trash-1").mkdir()
+    (cabinet.hub_cache / ".mlxm-trash-1" / "rest").write_bytes(b"x" * 4000)
+    interrupt(cabinet, "acme/ended", text_files())
+    interrupt(cabinet, "acme/tried", {"model.safetensors.index.json": INDEX, **text_files()})
+
+    assert prune(cabinet) == {
         ("removed model", ".mlxm-trash-1"),
-        ("incomplete model", "acme/half-here"),
+        ("incomplete model", "acme/ended"),
+        ("incomplete model", "acme/tried"),
         ("unfinished file", NAME),
         ("old revision", NAME),
+        ("incomplete revision", NAME),
         ("unused content", NAME),
     }
-    assert not any(each["removed"] for each in found)
+
+
+def test_prune_leaves_what_others_fetched_on_purpose(full_cabinet: Cabinet) -> None:
+    """A tokenizer alone is no interrupted download, and a format that mlxm does not run is no leftover."""
+    assert prune(full_cabinet) == set()
+
+
+def test_prune_keeps_the_whole_revision_when_the_new_one_is_not_all_here(cabinet: Cabinet) -> None:
+    """An update that was interrupted goes, with the branch that leads to it; what worked before works again."""
+    cabinet.add(NAME, text_files(), commit="0" * 40, weights_bytes=10_000_000)
+    cabinet.add(NAME, {**text_files(), "model.safetensors.index.json": INDEX}, commit="1" * 40)
+    assert cabinet.run("ls", "-q", "--filter", "state=incomplete").out == f"{NAME}\n"
+    cabinet.run("prune", "-y")
+
+    assert cabinet.run("ls", "-q", "--filter", "state=on disk").out == f"{NAME}\n"
+    assert [path.name for path in (cabinet.hub_cache / FOLDER / "snapshots").iterdir()] == ["0" * 40]
+
+
+def test_prune_leaves_a_damaged_model_to_its_owner(cabinet: Cabinet) -> None:
+    """A pull may mend it."""
+    snapshot = interrupt(cabinet, "a/b", text_files()) / "snapshots"
+    (next(snapshot.iterdir()) / "model.safetensors").write_bytes(b"no weights")
+
+    assert prune(cabinet) == set()
 
 
 def prepare_leftovers(cabinet: Cabinet) -> Path:
     """A model with an old revision whose contents it shares in part; the model's folder."""
     folder = cabinet.hub_cache / FOLDER
-    cabinet.add(NAME, {**text_files(), "old.json": b"[1]" * 500}, commit="0" * 40)
+    cabinet.add(NAME, {**text_files(), "old.json": b"[1]" * 500}, commit="0" * 40, weights_bytes=10_000_000)
     cabinet.add(NAME, text_files(), commit="1" * 40, weights_bytes=10_000_000)
     (folder / "blobs" / "abc.1234.incomplete").write_bytes(b"x" * 2000)
     return folder
@@ -224,10 +268,12 @@ def test_prune_leaves_alone_what_somebody_writes(cabinet: Cabinet) -> None:
     assert not (folder / "snapshots" / ("0" * 40)).exists()
 
 
-def test_prune_takes_the_whole_of_a_model_that_never_became_one(full_cabinet: Cabinet) -> None:
+def test_prune_takes_the_whole_of_a_model_that_never_became_one(cabinet: Cabinet) -> None:
     """Nothing of it is of use to anybody."""
-    assert full_cabinet.run("prune", "-y").code == 0
-    assert not (full_cabinet.hub_cache / "models--acme--half-here").exists()
+    folder = interrupt(cabinet, "a/b", text_files())
+
+    assert cabinet.run("prune", "-y").code == 0
+    assert not folder.exists()
 
 
 def test_prune_keeps_the_only_revision_although_nothing_leads_to_it(cabinet: Cabinet) -> None:

@@ -48,7 +48,8 @@ def test_json_has_what_the_list_has_and_the_longest_context(full_cabinet: Cabine
 
 
 @pytest.mark.parametrize(
-    ("asked", "context", "fits"), [("4096", 4096, "yes"), ("4k", 4096, "yes"), ("max", 40960, "no"), ("100k", 102400, "no")]
+    ("asked", "context", "fits"),
+    [("4096", 4096, "yes"), ("4k", 4096, "yes"), ("max", 40960, "no"), ("100k", 102400, "no")],
 )
 def test_memory_is_told_for_the_context_asked_for(full_cabinet: Cabinet, asked: str, context: int, fits: str) -> None:
     """As a number, with a unit, or all that the model can see."""
@@ -88,9 +89,7 @@ def test_template_is_printed_as_it_is(full_cabinet: Cabinet) -> None:
         ),
     ],
 )
-def test_template_is_found_wherever_models_keep_it(
-    cabinet: Cabinet, files: dict[str, bytes], expected: str
-) -> None:
+def test_template_is_found_wherever_models_keep_it(cabinet: Cabinet, files: dict[str, bytes], expected: str) -> None:
     """In a file of its own, or in the tokenizer's settings, alone or among others."""
     cabinet.add("a/b", {"config.json": b"{}", **files})
 
@@ -252,7 +251,9 @@ def test_real_command_shows_the_built_in_model(run_mlxm: RunMlxm) -> None:
 
 def test_texts_of_others_cannot_act_on_a_terminal(cabinet: Cabinet) -> None:
     """A card or a template with escape sequences moves no cursor; a pipe gets every byte."""
-    cabinet.add("a/b", {"config.json": b"{}", "README.md": b"\x1b[2Jgone", "chat_template.jinja": b"\x1b]0;x\x07{{ a }}"})
+    cabinet.add(
+        "a/b", {"config.json": b"{}", "README.md": b"\x1b[2Jgone", "chat_template.jinja": b"\x1b]0;x\x07{{ a }}"}
+    )
 
     for option in ("--card", "--template"):
         terminal = Terminal()

@@ -2,6 +2,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from mlxm.errors import ContextTooLong, MlxmError, ModelNotFound, OutOfMemory, Overloaded, StoreError, WorkerDied
 from mlxm.server.answer import MAX_BUFFERED
 from mlxm.server.limits import Limits
-from mlxm.store.audit import AuditRow
+from mlxm.store.audit import Audit, AuditRow
+from mlxm.store.db import Database
 from mlxm.testing.backends import ECHO_MODEL, EchoBackend, ScriptedBackend, Step
 from mlxm.types import ChatRequest, ChoiceEnded, Ended, Started, TextDelta, Usage
 from mlxm.wire import sse
@@ -381,6 +383,22 @@ def test_broken_trail_fails_no_request() -> None:
             assert (await server.chat()).status_code == 200
             assert "[DONE]" in (await server.chat(stream=True)).text
         assert [line["reason"] for line in log.lines if line["event"] == "audit_failed"] == ["The disk is full."] * 2
+
+    asyncio.run(scenario())
+
+
+def test_each_request_has_its_row_whatever_its_name(tmp_path: Path) -> None:
+    """A client that gives all its requests one name hides none of them."""
+
+    async def scenario() -> None:
+        async with await Database.open(tmp_path / "private" / "mlxm.db") as database:
+            audit = Audit(database)
+            async with serving(EchoBackend(), trail=audit) as server:
+                for _ in range(3):
+                    await server.http.post(CHAT, json=chat_body(), headers={"x-request-id": "same"})
+            names = [row.request_id for row in await audit.recent(10)]
+            assert len(set(names)) == 3
+            assert [name.partition(".")[0] for name in names] == ["same"] * 3
 
     asyncio.run(scenario())
 

@@ -199,6 +199,8 @@ def test_early_clients_wait(start: Start, tmp_path: Path) -> None:
     server.wait_ready()
     assert httpx.get(f"{server.url}/ready").status_code == 200
     assert httpx.post(server.url + CHAT, json=chat_body()).status_code == 200
+    server.signal()
+    assert server.finish()[0] == 0
 
 
 def wait_for_port(server: Server) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from mlxm import __version__
 from mlxm.catalog import hub_errors
-from mlxm.errors import MlxmError
+from mlxm.errors import ConfigInvalid, MlxmError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -83,7 +83,7 @@ class HubHttp:
 
     def __init__(self, options: HubOptions) -> None:
         self.options = options
-        self._origin = _origin(options.endpoint)
+        self._origin = _endpoint_origin(options.endpoint)
         self._client = httpx.AsyncClient(
             timeout=options.timeout_s, follow_redirects=False, headers={"User-Agent": f"mlxm/{__version__}"}
         )
@@ -168,6 +168,20 @@ def _reason(error: Exception) -> str:
 def _params(query: Query | None) -> Any:
     """None leaves the query of the URL as it is, which an empty one would remove."""
     return list(query) if query else None
+
+
+def _endpoint_origin(endpoint: str) -> tuple[str, str, int | None]:
+    try:
+        found = _origin(endpoint)
+    except ValueError:
+        found = ("", "", None)
+    if found[0] not in ("http", "https") or not found[1]:
+        raise ConfigInvalid(
+            f"{endpoint!r} is no address of a Hub.",
+            hint=f"HF_ENDPOINT has to look like {DEFAULT_ENDPOINT}.",
+            param="HF_ENDPOINT",
+        )
+    return found
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

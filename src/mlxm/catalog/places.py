@@ -69,7 +69,7 @@ def places_of(name: str, roots: Roots) -> Iterator[Place]:
 
 
 def _hub_places(root: Path, report: Report) -> Iterator[Place]:
-    for entry in _folders(root, report, may_be_absent=True):
+    for entry in _folders(root, report):
         name = name_of_hub_folder(entry.name)
         if name is None:
             continue
@@ -82,7 +82,7 @@ def _hub_places(root: Path, report: Report) -> Iterator[Place]:
 
 def _owned_places(root: Path, source: Source, report: Report) -> Iterator[Place]:
     """Folders of the kind owner/model."""
-    for owner in _folders(root, report, may_be_absent=True):
+    for owner in _folders(root, report):
         folder = root / owner.name
         if owner.is_symlink() and not inside(root, folder):
             report(f"{printable(folder)} is a link that leads out of {printable(root)}.")
@@ -137,14 +137,12 @@ def _named_place(text: str, source: Source, folder: Path, root: Path, report: Re
     return Place(id=name.text, source=source, folder=folder, root=root)
 
 
-def _folders(root: Path, report: Report, *, may_be_absent: bool = False) -> Iterator[os.DirEntry[str]]:
-    """The folders in a folder by name, hidden ones left out."""
+def _folders(root: Path, report: Report) -> Iterator[os.DirEntry[str]]:
+    """The folders in a folder by name, hidden ones left out; none when there is no such folder."""
     try:
         with os.scandir(root) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
     except FileNotFoundError:
-        if not may_be_absent:
-            report(f"{printable(root)} is not there.")
         return
     except OSError as error:
         report(f"{printable(root)} cannot be read: {error.strerror}.")

@@ -159,7 +159,7 @@ def usual_context(found: Characteristics | None) -> int | None:
 
 
 def estimate_at(model: LocalModel, context: int | None) -> MemoryEstimate | None:
-    """What a model takes with a context; None when that cannot be said. Of one that is not all here only its name says."""
+    """What a model takes with a context, None when that cannot be said; a part of one says nothing."""
     if model.state == "incomplete":
         return estimate_by_name(model.id)
     found = Characteristics() if model.characteristics is None else model.characteristics

@@ -23,7 +23,7 @@ def prune(*, yes: YesFlag = False, dry_run: DryRunFlag = False, as_json: JsonFla
     """
     shelf = Shelf(home_folder())
     hub_cache = shelf.roots().hub_cache
-    found = find_leftovers(hub_cache, shelf.scan().models)
+    found = find_leftovers(hub_cache)
     total = sum(each.size_bytes for each in found)
     if found and not as_json:
         print_table(

@@ -62,16 +62,13 @@ class ModelCache:
 
     def discard(self, commit: str, file: RemoteFile) -> None:
         """Remove a file that is not what it should be, with its content, so that nothing takes it for good."""
-        place = self.place(commit, file)
-        if os.path.lexists(place):
-            content = place.resolve()
-            place.unlink()
-            if content.is_relative_to(self.cache.resolve()):
-                content.unlink(missing_ok=True)
-        blob = self._blob(file)
-        if blob is not None and _size(blob) is not None:
-            blob.resolve().unlink()
-            blob.unlink(missing_ok=True)
+        root = self.cache.resolve()
+        for path in (self.place(commit, file), self._blob(file)):
+            if path is not None and os.path.lexists(path):
+                content = path.resolve()
+                path.unlink()
+                if content.is_relative_to(root):
+                    content.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> int:
         """Remove what dead processes left of unfinished files, which nobody can continue; how many bytes that frees.

@@ -298,14 +298,14 @@ class Engine:
             del self._owners[sequence.id]
 
     def _lose(self, flights: list[Flight], goals: dict[Sequence, int], fault: Fault) -> None:
-        """Steps came to nothing: the one sequence that was in them is at fault, or it is sought among several."""
+        """Steps came to nothing: whoever was in them alone is at fault, else the culprit is sought among those left."""
         for flight in flights:
             self._scheduler.take_back(flight)
-        involved = {sequence: goal for sequence, goal in goals.items() if sequence.state == "running"}
-        if len(involved) == 1:
-            self._fail(next(iter(involved)), fault)
+        left = {sequence: goal for sequence, goal in goals.items() if sequence.state == "running"}
+        if len(goals) == len(left) == 1:
+            self._fail(next(iter(left)), fault)
         else:
-            self._suspects.split(involved)
+            self._suspects.split(left)
 
     def _attempt(self, work: Callable[[], ResultT]) -> ResultT | Fault:
         """The engine's step boundary: whatever goes wrong becomes a fault that can be shown.

@@ -1,10 +1,12 @@
 """How many prompt tokens a step may compute, from the time that such tokens were seen to take.
 
-While streams run, a step that also computes prompts lasts a fixed multiple of a quiet one: readers see their tokens
-come slower, not stop, and prompts get a fixed share of the time.
+While streams run, a step that also computes one prompt lasts a fixed multiple of a quiet one: readers see their tokens
+come slower, not stop, and the prompt gets a fixed share of the time.
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
@@ -43,7 +45,11 @@ class Pace:
             self._token_s[num_rows > 0] = _average(self._token_s.get(num_rows > 0, 0.0), token_s)
 
     def chunk_tokens(self, *, num_rows: int, num_prompts: int) -> int:
-        """How many prompt tokens fit into a step beside rows; a prompt that waits weighs as much as a stream."""
+        """How many prompt tokens fit into a step beside rows.
+
+        They grow with the root of the number of prompts: the more of them wait, the more is gained when they are
+        soon computed together, and the longer may those wait who are reading already.
+        """
         options = self._options
         if num_rows == 0:
             return options.max_chunk_tokens
@@ -51,7 +57,7 @@ class Pace:
         if self._rows_s == 0 or token_s == 0:
             return options.min_chunk_tokens
         share_s = self._rows_s * options.prefill_share / (1 - options.prefill_share)
-        wanted = share_s * max(1.0, num_prompts / num_rows) / token_s
+        wanted = share_s * math.sqrt(num_prompts) / token_s
         return round(min(max(wanted, options.min_chunk_tokens), options.max_chunk_tokens))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from typing import Protocol
+
+import msgspec
 
 from mlxm.errors import Conflict, MlxmError, StoreError, Unavailable
 from mlxm.server.errors import status_of
@@ -61,7 +64,7 @@ class Entry:
         if self._trail is None:
             return
         try:
-            await self._trail.record(row)
+            await _keep(self._trail, row)
         except (StoreError, Conflict, Unavailable) as failure:
             self._log.error("audit_failed", request_id=self._request_id, reason=failure.message)
 
@@ -83,6 +86,14 @@ class Entry:
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._start_s
+
+
+async def _keep(trail: Trail, row: AuditRow) -> None:
+    """Write a row; a client that names a second request like an earlier one gets a row of its own all the same."""
+    try:
+        await trail.record(row)
+    except Conflict:
+        await trail.record(msgspec.structs.replace(row, request_id=f"{row.request_id}.{secrets.token_hex(6)}"))
 
 
 def _shown(row: AuditRow) -> dict[str, object]:

@@ -14,7 +14,7 @@ from mlxm.errors import Cancelled, MlxmError, Unavailable
 from mlxm.server.answer import Answer
 from mlxm.server.body import read_json_body
 from mlxm.server.entry import Entry
-from mlxm.server.errors import encode_error
+from mlxm.server.errors import encode_error, guarded
 from mlxm.server.request_id import request_id_of
 from mlxm.server.services import Services
 from mlxm.server.stream import ClientGone, TokenStream, unless_gone
@@ -52,16 +52,16 @@ class _ChatExchange:
     async def respond(self) -> ASGIResponse:
         """The whole answer, or the stream of it; whatever fails before the first byte is raised."""
         try:
-            asked = openai_chat.read_request(await read_json_body(self._request, self._services.limits))
-            self._entry.model = asked.request.model
-            if (reason := self._services.ready()) is not None:
-                raise Unavailable(f"The server is starting: {reason}", hint="Try again in a moment.")
-            return await self._answer(asked)
+            return await guarded(self._answer(), self._request_id, self._services.log)
         except MlxmError as error:
             await self._entry.close(error)
             raise
 
-    async def _answer(self, asked: openai_chat.Asked) -> ASGIResponse:
+    async def _answer(self) -> ASGIResponse:
+        asked = openai_chat.read_request(await read_json_body(self._request, self._services.limits))
+        self._entry.model = asked.request.model
+        if (reason := self._services.ready()) is not None:
+            raise Unavailable(f"The server is starting: {reason}", hint="Try again in a moment.")
         chat = asked.request.to_chat(self._request_id)
         heading = openai_chat.Heading.of(chat, created=int(time.time()))
         headers = {IGNORED_HEADER: ", ".join(asked.ignored)} if asked.ignored else {}

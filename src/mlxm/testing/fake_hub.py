@@ -5,69 +5,19 @@ It holds what a test puts in, counts what it is asked for, and breaks as it is t
 
 from __future__ import annotations
 
-import json
-import socket
-import struct
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode
 
+from mlxm.testing.fake_hub_http import Answer, Mishap, Seen, Server, as_json, failure, ranged
 from mlxm.testing.fake_hub_models import LFS_PATTERNS, FakeCommit, FakeFile, FakeModel, read_folder
 
+__all__ = ["FakeHub", "Mishap", "Seen"]
+
 _LIST = "/api/models"
-_SLICE_S = 0.02
-_HOLD_LIMIT_S = 60.0
-_LEAVE_ON_RESET = struct.pack("ii", 1, 0)
-
-
-@dataclass(frozen=True)
-class Mishap:
-    """What goes wrong with the requests that fit; `times` None means always.
-
-    `path` is a glob over the path without its query. Bodies can be held back until an event, trickled, cut after some
-    bytes (`resets` as a broken connection, otherwise as an early end) or replaced; `status` answers with an error.
-    """
-
-    path: str = "*"
-    method: str | None = None
-    times: int | None = 1
-    status: int | None = None
-    error_code: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    hold: threading.Event | None = None
-    bytes_per_s: float | None = None
-    cut_after: int | None = None
-    resets: bool = False
-    replace: Callable[[bytes], bytes] | None = None
-
-    def fits(self, method: str, path: str) -> bool:
-        """Whether a request is meant."""
-        return self.method in (None, method) and fnmatchcase(path, self.path)
-
-
-@dataclass
-class Seen:
-    """A request as it came in, its headers in lower case, and how many bytes of body went out."""
-
-    method: str
-    path: str
-    query: Mapping[str, list[str]]
-    headers: Mapping[str, str]
-    status: int = 0
-    sent_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class FakeHub:
@@ -93,11 +43,12 @@ class FakeHub:
         self._renamed: dict[str, str] = {}
         self._mishaps: list[tuple[Mishap, list[int]]] = []
         self._lock = threading.RLock()
+        self._asked = threading.Condition(self._lock)
         self.stopping = threading.Event()
         self.requests: list[Seen] = []
         self.cdn_requests: list[Seen] = []
-        self._server = _Server(self, self._answer, self.requests)
-        self._cdn = _Server(self, self._answer_cdn, self.cdn_requests) if cdn else None
+        self._server = Server(self._receive, self._answer, self.stopping)
+        self._cdn = Server(self._receive_cdn, self._answer_cdn, self.stopping) if cdn else None
 
     @property
     def url(self) -> str:
@@ -119,7 +70,7 @@ class FakeHub:
         for server in self._servers():
             server.stop()
 
-    def _servers(self) -> list[_Server]:
+    def _servers(self) -> list[Server]:
         return [self._server] if self._cdn is None else [self._server, self._cdn]
 
     def add(
@@ -170,19 +121,32 @@ class FakeHub:
         """How many bytes of bodies went out for a glob over paths, at either address."""
         return sum(seen.sent_bytes for seen in self._all_seen() if _is_like(seen, path, None))
 
+    def wait_for(self, path: str, *, method: str | None = None, within_s: float = 30.0) -> bool:
+        """Wait until something that fits has been asked for; whether it has."""
+        with self._asked:
+            return self._asked.wait_for(lambda: self.count(path, method=method) > 0, within_s)
+
     def _all_seen(self) -> list[Seen]:
         return [*self.requests, *self.cdn_requests]
 
-    def mishap_for(self, seen: Seen) -> Mishap | None:
-        """What is to go wrong with a request; counts it."""
-        with self._lock:
+    def _receive(self, seen: Seen) -> Mishap | None:
+        return self._note(seen, self.requests)
+
+    def _receive_cdn(self, seen: Seen) -> Mishap | None:
+        return self._note(seen, self.cdn_requests)
+
+    def _note(self, seen: Seen, log: list[Seen]) -> Mishap | None:
+        """Keep a request, tell whoever waits for one, and find what is to go wrong with it."""
+        with self._asked:
+            log.append(seen)
+            self._asked.notify_all()
             for mishap, used in self._mishaps:
                 if mishap.fits(seen.method, seen.path) and (mishap.times is None or used[0] < mishap.times):
                     used[0] += 1
                     return mishap
         return None
 
-    def _answer(self, seen: Seen) -> _Answer:
+    def _answer(self, seen: Seen) -> Answer:
         with self._lock:
             if seen.path == _LIST:
                 return self._answer_list(seen)
@@ -192,9 +156,9 @@ class FakeHub:
             if "resolve" in parts:
                 at = parts.index("resolve")
                 return self._answer_file(seen, "/".join(parts[:at]), parts[at + 1], "/".join(parts[at + 2 :]))
-            return _failure(404, None, "Not found")
+            return failure(404, None, "Not found")
 
-    def _answer_list(self, seen: Seen) -> _Answer:
+    def _answer_list(self, seen: Seen) -> Answer:
         query = seen.query
         found = [model for model in self._models.values() if self._is_visible(model, seen) and _is_wanted(model, query)]
         described = [model.describe(model.commits[model.refs["main"]]) for model in found]
@@ -202,7 +166,7 @@ class FakeHub:
         start, limit = int(_first(query, "cursor", "0")), int(_first(query, "limit", str(self._page_size)))
         end = start + min(limit, self._page_size)
         page = [_pick(facts, query) for facts in described[start:end]]
-        return _json(page, self._next_page(seen, end if end < len(described) else None))
+        return as_json(page, self._next_page(seen, end if end < len(described) else None))
 
     def _next_page(self, seen: Seen, cursor: int | None) -> dict[str, str]:
         if cursor is None:
@@ -210,7 +174,7 @@ class FakeHub:
         query = urlencode({**seen.query, "cursor": [str(cursor)]}, doseq=True)
         return {"Link": f'<{self.url}{seen.path}?{query}>; rel="next"'}
 
-    def _answer_api(self, seen: Seen, parts: list[str]) -> _Answer:
+    def _answer_api(self, seen: Seen, parts: list[str]) -> Answer:
         """`name`, `name/revision/REV` or `name/tree/REV/FOLDER`, where a name has one part or two."""
         size = 1 if len(parts) == 1 or parts[1] in ("revision", "tree") else 2
         name, rest = "/".join(parts[:size]), parts[size:]
@@ -221,18 +185,18 @@ class FakeHub:
             return self._no_such_model(seen)
         commit = model.commit_at(rest[1] if len(rest) > 1 else "main")
         if commit is None:
-            return _failure(404, "RevisionNotFound", "Invalid rev id")
+            return failure(404, "RevisionNotFound", "Invalid rev id")
         if rest and rest[0] == "tree":
             return self._answer_tree(seen, commit)
-        return _json(_pick(model.describe(commit, with_blobs="blobs" in seen.query), seen.query))
+        return as_json(_pick(model.describe(commit, with_blobs="blobs" in seen.query), seen.query))
 
-    def _answer_tree(self, seen: Seen, commit: FakeCommit) -> _Answer:
+    def _answer_tree(self, seen: Seen, commit: FakeCommit) -> Answer:
         start = int(_first(seen.query, "cursor", "0"))
         entries = [file.as_tree_entry() for file in commit.files.values()]
         end = start + self._page_size
-        return _json(entries[start:end], self._next_page(seen, end if end < len(entries) else None))
+        return as_json(entries[start:end], self._next_page(seen, end if end < len(entries) else None))
 
-    def _answer_file(self, seen: Seen, name: str, revision: str, path: str) -> _Answer:
+    def _answer_file(self, seen: Seen, name: str, revision: str, path: str) -> Answer:
         if name in self._renamed:
             return self._redirect(seen, name, "/")
         model = self._models.get(name)
@@ -240,46 +204,46 @@ class FakeHub:
             return self._no_such_model(seen)
         if model.gated and not self._opens(seen, model):
             status = 401 if self._token(seen) is None else 403
-            return _failure(status, "GatedRepo", f"Access to model {name} is restricted.")
+            return failure(status, "GatedRepo", f"Access to model {name} is restricted.")
         commit = model.commit_at(revision)
         if commit is None:
-            return _failure(404, "RevisionNotFound", "Invalid rev id")
+            return failure(404, "RevisionNotFound", "Invalid rev id")
         if path not in commit.files:
-            return _failure(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit.sha})
+            return failure(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit.sha})
         return self._file(seen, commit, commit.files[path])
 
-    def _file(self, seen: Seen, commit: FakeCommit, file: FakeFile) -> _Answer:
+    def _file(self, seen: Seen, commit: FakeCommit, file: FakeFile) -> Answer:
         headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
         if file.is_lfs:
             headers |= {"X-Linked-Size": str(len(file.content)), "X-Linked-Etag": f'"{file.sha256}"'}
         if file.is_lfs and self._xet:
             headers |= {"X-Xet-Hash": file.sha256, "X-Xet-Refresh-Route": f"{self.url}/api/no-such-store"}
         if file.is_lfs and self._cdn is not None:
-            return _Answer(302, headers=headers | {"Location": f"{self._cdn.url}/{file.sha256}?signature=x"})
-        return _ranged(seen, file.content, headers)
+            return Answer(302, headers=headers | {"Location": f"{self._cdn.url}/{file.sha256}?signature=x"})
+        return ranged(seen, file.content, headers)
 
-    def _answer_cdn(self, seen: Seen) -> _Answer:
+    def _answer_cdn(self, seen: Seen) -> Answer:
         sha256 = seen.path.strip("/")
         with self._lock:
             for model in self._models.values():
                 for commit in model.commits.values():
                     for file in commit.files.values():
                         if file.is_lfs and file.sha256 == sha256:
-                            return _ranged(seen, file.content, {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
-        return _failure(404, None, "Not found")
+                            return ranged(seen, file.content, {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
+        return failure(404, None, "Not found")
 
-    def _redirect(self, seen: Seen, old: str, prefix: str) -> _Answer:
+    def _redirect(self, seen: Seen, old: str, prefix: str) -> Answer:
         rest = seen.path.removeprefix(prefix + quote(old))
         query = f"?{urlencode(seen.query, doseq=True)}" if seen.query else ""
-        return _Answer(307, headers={"Location": f"{prefix}{quote(self._renamed[old])}{rest}{query}"})
+        return Answer(307, headers={"Location": f"{prefix}{quote(self._renamed[old])}{rest}{query}"})
 
-    def _no_such_model(self, seen: Seen) -> _Answer:
+    def _no_such_model(self, seen: Seen) -> Answer:
         """Without a token the Hub does not tell a missing model from a private one."""
         if self._token(seen) is None:
-            return _failure(401, "RepoNotFound", "Invalid username or password.")
+            return failure(401, "RepoNotFound", "Invalid username or password.")
         if self._token(seen) not in self._tokens:
-            return _failure(401, None, "Invalid credentials in Authorization header")
-        return _failure(404, "RepoNotFound", "Repository not found")
+            return failure(401, None, "Invalid credentials in Authorization header")
+        return failure(404, "RepoNotFound", "Repository not found")
 
     def _is_visible(self, model: FakeModel, seen: Seen) -> bool:
         return not model.is_private or self._opens(seen, model)
@@ -290,122 +254,6 @@ class FakeHub:
 
     def _token(self, seen: Seen) -> str | None:
         return seen.headers["authorization"].removeprefix("Bearer ") if "authorization" in seen.headers else None
-
-
-class _Server:
-    """One address; a thread per connection."""
-
-    def __init__(self, hub: FakeHub, answer: Callable[[Seen], _Answer], log: list[Seen]) -> None:
-        class Handler(_Handler):
-            pass
-
-        Handler.hub, Handler.answer, Handler.log = hub, staticmethod(answer), log
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self._http.block_on_close = False
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(_SLICE_S,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One connection."""
-
-    protocol_version = "HTTP/1.1"
-    hub: FakeHub
-    answer: Callable[[Seen], _Answer]
-    log: list[Seen]
-
-    def do_GET(self) -> None:
-        self._serve()
-
-    def do_HEAD(self) -> None:
-        self._serve()
-
-    def log_message(self, *_: object) -> None:
-        """Tests read `requests` instead."""
-
-    def _serve(self) -> None:
-        url = urlsplit(self.path)
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        seen = Seen(self.command, url.path, parse_qs(url.query, keep_blank_values=True), headers)
-        self.log.append(seen)
-        mishap = self.hub.mishap_for(seen)
-        try:
-            if mishap is not None and mishap.hold is not None:
-                mishap.hold.wait(_HOLD_LIMIT_S)
-            self._send(seen, type(self).answer(seen), mishap)
-        except ConnectionError:
-            self.close_connection = True  # the client has left
-
-    def _send(self, seen: Seen, answer: _Answer, mishap: Mishap | None) -> None:
-        if mishap is not None and mishap.status is not None:
-            answer = _failure(mishap.status, mishap.error_code, HTTPStatus(mishap.status).phrase, mishap.headers)
-        elif mishap is not None:
-            body = answer.body if mishap.replace is None or self.command == "HEAD" else mishap.replace(answer.body)
-            answer = _Answer(answer.status, body, {**answer.headers, **mishap.headers})
-        seen.status = answer.status
-        self.send_response(answer.status)
-        for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self._send_body(seen, answer.body, mishap)
-
-    def _send_body(self, seen: Seen, body: bytes, mishap: Mishap | None) -> None:
-        whole = body if mishap is None or mishap.cut_after is None else body[: mishap.cut_after]
-        pace = None if mishap is None else mishap.bytes_per_s
-        step = max(1, len(whole) if pace is None else int(pace * _SLICE_S))
-        for start in range(0, len(whole), step):
-            part = whole[start : start + step]
-            self.wfile.write(part)
-            seen.sent_bytes += len(part)
-            if pace is not None and self.hub.stopping.wait(_SLICE_S):
-                break
-        if mishap is not None and mishap.cut_after is not None:
-            self._break_off(resets=mishap.resets)
-
-    def _break_off(self, *, resets: bool) -> None:
-        self.close_connection = True
-        if resets:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LEAVE_ON_RESET)
-            self.connection.close()
-
-
-def _ranged(seen: Seen, content: bytes, headers: Mapping[str, str]) -> _Answer:
-    """The file, or what a Range header of the form `bytes=N-` or `bytes=N-M` asks for."""
-    asked = seen.headers.get("range")
-    if seen.method == "HEAD" or asked is None:
-        return _Answer(200, content, headers)
-    first, _, last = asked.removeprefix("bytes=").partition("-")
-    start, end = int(first), int(last) + 1 if last else len(content)
-    if start >= len(content):
-        return _Answer(416, headers={**headers, "Content-Range": f"bytes */{len(content)}"})
-    part = content[start:end]
-    span = f"bytes {start}-{start + len(part) - 1}/{len(content)}"
-    return _Answer(206, part, {**headers, "Content-Range": span})
-
-
-def _json(value: Any, headers: Mapping[str, str] | None = None) -> _Answer:
-    kind = {"Content-Type": "application/json; charset=utf-8"}
-    return _Answer(200, json.dumps(value).encode(), kind if headers is None else {**kind, **headers})
-
-
-def _failure(status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None) -> _Answer:
-    said = {"Content-Type": "application/json", "X-Error-Message": message}
-    if code is not None:
-        said["X-Error-Code"] = code
-    return _Answer(status, json.dumps({"error": message}).encode(), said if headers is None else {**said, **headers})
 
 
 def _first(query: Mapping[str, list[str]], name: str, default: str) -> str:
