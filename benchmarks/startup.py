@@ -4,6 +4,8 @@ help: against the import of typer alone, which is the least that any typer progr
 server_ready: against mlx_lm.server on the same model folder, from exec until the first 200 of /ready (ours) or /health
 (theirs). Both then take requests and have loaded no model yet or are still loading it; the rows named `answer` say when
 the first token of the first chat completion had come, model load included. No gate is on those.
+list: `mlxm ls` over 300 models in the Hub's cache, as seconds beyond `mlxm --version`. The row `first` is the look that
+reads every header; later ones remember what has not changed. The gate is on those.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -23,13 +25,18 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
+from benchmarks.many_models import fill_cache
 from benchmarks.report import Gate, Report, Value, median_ratio, run_benchmark
 from mlxm.tiny.builtin import BUILTIN_NAME, build_builtin
 
 MLXM = str(Path(sys.executable).with_name("mlxm"))
 TYPER_ALONE = (sys.executable, "-c", "import typer")
 HELP = (MLXM, "--help")
+LIST = (MLXM, "ls")
+VERSION = (MLXM, "--version")
 HELP_TARGET = 2.5
+LIST_TARGET_S = 0.3
+NUM_MODELS = 300
 READY_TARGET = 0.5
 BOUND_S = 120.0
 POLL_S = 0.005
@@ -65,10 +72,16 @@ class Start:
 
 
 def measure(is_quick: bool) -> Report:  # noqa: FBT001  # the one argument of every benchmark
-    """Measure help and server in turn."""
-    help_report = measure_help(5 if is_quick else 25)
-    server_report = measure_server(2 if is_quick else 9)
-    return Report(rows=help_report.rows + server_report.rows, gates=help_report.gates + server_report.gates)
+    """Measure help, list and server in turn."""
+    reports = (
+        measure_help(5 if is_quick else 25),
+        measure_list(5 if is_quick else 15),
+        measure_server(2 if is_quick else 9),
+    )
+    return Report(
+        rows=tuple(row for report in reports for row in report.rows),
+        gates=tuple(gate for report in reports for gate in report.gates),
+    )
 
 
 def measure_help(num_rounds: int) -> Report:
@@ -79,6 +92,23 @@ def measure_help(num_rounds: int) -> Report:
     return Report(
         rows=(_cost_row("mlxm --help", ours), _cost_row("python -c 'import typer'", theirs)),
         gates=(Gate.at_most("help_wall", wall, HELP_TARGET), Gate.at_most("help_cpu", cpu, HELP_TARGET)),
+    )
+
+
+def measure_list(num_rounds: int) -> Report:
+    """`mlxm ls` against `mlxm --version`, which is how long any command of ours takes to begin."""
+    with tempfile.TemporaryDirectory(prefix="mlxm-bench-") as folder:
+        hub_cache = Path(folder) / "hub"
+        fill_cache(hub_cache, NUM_MODELS)
+        environ = os.environ | {"MLXM_HOME": str(Path(folder) / "home"), "HF_HUB_CACHE": str(hub_cache), "HOME": folder}
+        _run(VERSION, environ)
+        first = _run(LIST, environ)
+        ours, theirs = _interleave(lambda: _run(LIST, environ), lambda: _run(VERSION, environ), num_rounds)
+    beyond_s = median(mine.wall_s - base.wall_s for mine, base in zip(ours, theirs, strict=True))
+    name = f"mlxm ls, {NUM_MODELS} models"
+    return Report(
+        rows=(_cost_row(f"{name}, first", [first]), _cost_row(name, ours), _cost_row("mlxm --version", theirs)),
+        gates=(Gate.at_most("list_beyond_start_s", beyond_s, LIST_TARGET_S),),
     )
 
 
@@ -110,10 +140,10 @@ def _interleave(ours: Callable[[], T], theirs: Callable[[], T], num_rounds: int)
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _run(command: Sequence[str]) -> Cost:
+def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> Cost:
     """Run a program to its end."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ)
     _, status, usage = os.wait4(process.pid, 0)
     wall_s = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -14,7 +14,7 @@ from mlxm.catalog.hub import Dropped, Filled, Filters, Found, HubApi, HubOptions
 from mlxm.catalog.hub_answers import TensorCount
 from mlxm.catalog.hub_filters import judge
 from mlxm.catalog.hub_search import count_parameters
-from mlxm.errors import InvalidRequest, Unavailable
+from mlxm.errors import Forbidden, InvalidRequest, Unavailable
 from mlxm.testing.fake_hub import FakeHub, Mishap
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def hub() -> Iterator[FakeHub]:
             model(config("qwen3", quantization={"bits": 4, "group_size": 32, "mode": "mxfp4"})),
             downloads=20,
         )
-        running.add("someone/strange", model(b'{"model_type": "never_seen"}'), downloads=10)
+        running.add("someone/strange", model(b'{"model_type": "never_seen"}'), downloads=10, trending=1.5)
         running.add("other/torch", model(config("llama")), downloads=99, tags=("pytorch",), library="transformers")
         yield running
 
@@ -102,6 +102,7 @@ def test_only_models_for_mlx_are_found(hub: FakeHub) -> None:
     ]
     assert found_names(search(hub, "qwen3")) == ["mlx-community/Qwen3-4bit", "someone/Qwen3-mxfp4"]
     assert found_names(search(hub, sort="likes"))[0] == "mlx-community/Llama-4bit"
+    assert found_names(search(hub, sort="trending"))[0] == "someone/strange"
     for sort in ("modified", "created"):
         assert len(found_names(search(hub, sort=sort))) == 5
 
@@ -254,7 +255,7 @@ def test_a_model_that_keeps_its_files_back_stays_with_its_problem(hub: FakeHub) 
     assert gated.problem == "someone/gated is open only to those who accepted its terms."
     assert strange.problem == "The Hub has no model someone/strange."
     assert (strange.size_bytes, strange.is_filled) == (None, True)
-    assert empty.problem is not None
+    assert empty.problem == "someone/empty does not have that file."
     assert all(rows[name].problem is None for name in ("mlx-community/Qwen3-4bit", "someone/Qwen3-mxfp4"))
 
 
@@ -270,10 +271,34 @@ def test_a_search_that_makes_no_sense_is_refused(hub: FakeHub) -> None:
         search(hub)
 
 
+def test_a_listing_without_sizes_leaves_them_unknown(hub: FakeHub) -> None:
+    """Some mirrors keep them back."""
+
+    def without_files(body: bytes) -> bytes:
+        return json.dumps({**json.loads(body), "siblings": None}).encode()
+
+    hub.break_with(Mishap("*/revision/*", times=None, replace=without_files))
+    row = final_rows(search(hub))["mlx-community/Qwen3-4bit"]
+    assert (row.size_bytes, row.characteristics.family, row.problem) == (None, "qwen3", None)
+
+
+def test_a_token_that_nobody_gave_is_told(hub: FakeHub) -> None:
+    """Also where only names are looked for."""
+    hub.break_with(Mishap("/api/models", times=None, status=401))
+
+    async def run() -> None:
+        async with HubApi(HubOptions(endpoint=hub.url, token="invented")) as api:
+            await anext(api.search(""))
+
+    with pytest.raises(Forbidden, match="does not know the token"):
+        asyncio.run(run())
+
+
 YES, NO = Capability(answer="yes", tier="tags"), Capability(answer="no", tier="tags")
-PACKED = Characteristics(
-    kind="text", family="qwen3", quantisation=Quantisation(bits=4, group_size=64), tool_use=YES, reasoning=NO
-)
+FOUR_BITS = Quantisation(bits=4, group_size=64)
+MXFP4 = Quantisation(bits=4, group_size=32, mode="mxfp4")
+PACKED = Characteristics(kind="text", family="qwen3", quantisation=FOUR_BITS, tool_use=YES, reasoning=NO)
+GPTQ = Characteristics(quantisation=Quantisation(bits=None, mode="gptq"))
 PLAIN = Characteristics(kind="vision", family="gemma3", dtype="bfloat16")
 NOTHING = Characteristics()
 
@@ -301,12 +326,7 @@ def row(name: str = "a/b", **facts: Any) -> Row:
         (PLAIN, Filters(quantisation="bfloat16"), None, ()),
         (PLAIN, Filters(quantisation="4bit"), "quantisation", ()),
         (NOTHING, Filters(quantisation="4bit"), None, ("quantisation",)),
-        (
-            Characteristics(quantisation=Quantisation(bits=None, mode="gptq")),
-            Filters(quantisation="4bit"),
-            None,
-            ("quantisation",),
-        ),
+        (GPTQ, Filters(quantisation="4bit"), None, ("quantisation",)),
         (PACKED, Filters(capabilities=("tools", "text")), None, ()),
         (PACKED, Filters(capabilities=("reasoning",)), "reasoning", ()),
         (PACKED, Filters(capabilities=("vision",)), "vision", ()),
@@ -323,17 +343,7 @@ def test_each_filter_says_yes_no_or_unknown(
     known: Characteristics, filters: Filters, because: str | None, undecided: tuple[str, ...]
 ) -> None:
     """Unknown is never no."""
-    row = Row(
-        name="a/b",
-        downloads=0,
-        likes=0,
-        tags=(),
-        gated=False,
-        last_modified=None,
-        characteristics=known,
-        size_bytes=1000,
-    )
-    assert judge(row, filters) == (because, undecided)
+    assert judge(row(characteristics=known, size_bytes=1000), filters) == (because, undecided)
 
 
 def test_rows_are_ordered_as_the_hub_orders_them() -> None:
@@ -352,11 +362,7 @@ def test_rows_are_ordered_as_the_hub_orders_them() -> None:
     [
         (TensorCount({"BF16": 1000}, 1000), None, 1000),
         (TensorCount({"U32": 800, "BF16": 264}, 1064), FOUR_BITS, 6464),
-        (
-            TensorCount({"U32": 800, "U8": 200, "BF16": 50}, 1050),
-            Quantisation(bits=4, group_size=32, mode="mxfp4"),
-            6450,
-        ),
+        (TensorCount({"U32": 800, "U8": 200, "BF16": 50}, 1050), MXFP4, 6450),
         (TensorCount({"U32": 800, "BF16": 264}, 1064), Quantisation(bits=4, group_size=64, overrides=3), None),
         (TensorCount({"U32": 800, "BF16": 264}, 1064), None, None),
         (TensorCount({}, None), None, None),

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from mlxm.cli.main import main
 from mlxm.cli.machine import Machine
+from mlxm.cli.main import main
 from mlxm.testing.fake_hub import FakeHub
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -116,7 +116,7 @@ class Cabinet:
         used_s: float = 0.0,
     ) -> Path:
         """Put a snapshot into the Hub's cache as the Hub's own library does; its folder."""
-        commit = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest() if not commit else commit
+        commit = commit or hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
         folder = self.hub_cache / f"models--{name.replace('/', '--')}"
         snapshot = folder / "snapshots" / commit
         for path in (folder / "blobs", folder / "refs", snapshot):

@@ -1,7 +1,6 @@
 import json
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,7 +148,7 @@ def test_models_of_all_places_are_listed(full_cabinet: Cabinet) -> None:
 
 @pytest.mark.parametrize(("command", "args"), [("ls", []), ("show", ["mlxm/tiny"])])
 def test_quick_commands_load_no_heavy_library(
-    command: str, args: list[str], run_mlxm: Callable[..., subprocess.CompletedProcess[Any]], tmp_path: Path
+    command: str, args: list[str], run_mlxm: Callable[..., subprocess.CompletedProcess[Any]]
 ) -> None:
     """Looking at what is there must not wait for what runs or fetches it."""
     done = run_mlxm(command, *args, PYTHONPROFILEIMPORTTIME="1")

@@ -333,7 +333,7 @@ def test_line_names_the_file_where_there_is_room(
                 done_bytes=50,
                 num_files=2,
                 files=("model.safetensors",),
-            )  # fmt: skip
+            )
         )
     screen = plain(terminal.getvalue())
 

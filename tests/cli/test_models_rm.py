@@ -293,7 +293,7 @@ def test_prune_tells_what_cannot_be_removed(cabinet: Cabinet, monkeypatch: pytes
     """As a file that cannot be written."""
     prepare_leftovers(cabinet)
 
-    def refuse(_self: Path, *, missing_ok: bool = False) -> None:
+    def refuse(_self: Path, **_: bool) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "unlink", refuse)

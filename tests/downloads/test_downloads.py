@@ -7,10 +7,23 @@ from pathlib import Path
 import pytest
 
 from mlxm.downloads import Downloads, Progress
-from mlxm.errors import Cancelled, InvalidRequest, MlxmError, NotFound
-from mlxm.frames import Fault
+from mlxm.downloads.downloads import _news
+from mlxm.downloads.frames import Waiting
+from mlxm.downloads.job import Pace
+from mlxm.errors import Cancelled, InvalidRequest, MlxmError, NotFound, ProtocolMismatch
+from mlxm.frames import Fault, Hello
 from mlxm.testing.fake_hub import FakeHub, Mishap
-from tests.downloads.harness import FOLDER, LARGE, NAME, model_files, pull, snapshot_of, wanted_of, with_downloads
+from tests.downloads.harness import (
+    FOLDER,
+    LARGE,
+    NAME,
+    model_files,
+    place_of,
+    pull,
+    snapshot_of,
+    wanted_of,
+    with_downloads,
+)
 
 
 def test_a_model_is_fetched_verified_and_found_by_its_branch(hub: FakeHub, cache: Path) -> None:
@@ -154,6 +167,43 @@ def test_everything_can_be_watched_at_once(hub: FakeHub, cache: Path) -> None:
         await watched.aclose()
 
     with_downloads(hub, cache, use)
+
+
+def test_what_is_fetched_elsewhere_is_waited_for(hub: FakeHub, cache: Path) -> None:
+    """Another process, another part of this one: the lock of the model is held by whoever fetches."""
+    files = model_files()
+    hub.add(NAME, files)
+    gate = threading.Event()
+    hub.break_with(Mishap(place_of(files["model-00000.safetensors"]), method="GET", hold=gate))
+
+    async def use(downloads: Downloads) -> tuple[Progress, Progress]:
+        first = downloads.start(NAME)
+        async for progress in first.events():
+            if "model-00000.safetensors" in progress.files:
+                break
+        async with Downloads(downloads._hub, downloads._options) as others:
+            second = others.start(NAME)
+            async for progress in second.events():
+                if progress.waits_for is not None:
+                    break
+            gate.set()
+            await asyncio.gather(first.wait(), second.wait())
+            return progress, second.progress
+
+    waiting, end = with_downloads(hub, cache, use)
+    assert waiting.state == "queued"
+    assert waiting.waits_for is not None
+    assert waiting.waits_for.startswith("another process (pid ")
+    assert (end.state, end.waits_for, end.fetched_bytes) == ("done", None, 0)
+
+
+def test_a_process_that_talks_out_of_turn_is_not_understood() -> None:
+    """Two versions of mlxm, perhaps."""
+    hello = Hello(protocol="x", version="1", pid=1)
+    with pytest.raises(ProtocolMismatch, match="Hello"):
+        _news(hello, Pace(), Progress(id="dl_1", name=NAME, revision="main"))
+    nobody = _news(Waiting(pid=None), Pace(), Progress(id="dl_1", name=NAME, revision="main"))
+    assert nobody["waits_for"] == "another process that fetches the same model"
 
 
 def test_a_plan_fetches_nothing(hub: FakeHub, cache: Path) -> None:

@@ -223,6 +223,26 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(hub: FakeHub, cache: Pat
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ETag": '"../../../../escaped"', "X-Linked-Etag": '"../../../../escaped"'},
+        {"ETag": '"/tmp/escaped"'},
+        {"ETag": '".."'},
+        {"X-Repo-Commit": "../../../escaped"},
+        {"X-Repo-Commit": "b" * 40},
+    ],
+)
+def test_headers_that_would_become_paths_are_checked(hub: FakeHub, cache: Path, headers: dict[str, str]) -> None:
+    """No Hub can place a file outside its folder."""
+    hub.add(NAME, FILES)
+    hub.break_with(Mishap("*/resolve/*", times=None, headers=headers))
+    error = error_of(pull(hub, cache))
+    assert error.code == "unavailable"
+    assert "the Hub would not give" in error.message
+    assert [path for path in cache.parent.rglob("*") if path.is_file() and ".locks" not in path.parts] == []
+
+
 @pytest.mark.parametrize("xet", ["auto", "on"])
 def test_where_xet_storage_fails_http_follows(cache: Path, xet: str) -> None:
     """With another endpoint than the Hub's own it is not even tried."""

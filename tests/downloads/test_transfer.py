@@ -55,7 +55,7 @@ def caused_by(cause: BaseException) -> BaseException:
     ("error", "kind", "words"),
     [
         (answer(404, {"X-Error-Code": "RepoNotFound"}), ModelNotFound, "a/b"),
-        (answer(404, {"X-Error-Code": "EntryNotFound"}), ModelNotFound, "a/b"),
+        (answer(404, {"X-Error-Code": "EntryNotFound"}), ModelNotFound, "does not have that file"),
         (caused_by(answer(403, {"X-Error-Code": "GatedRepo"})), Forbidden, "terms"),
         (answer(429, {"Retry-After": "7"}), Unavailable, "7 s"),
         (answer(429), Unavailable, "60 s"),
@@ -126,7 +126,7 @@ def test_what_xet_brings_is_counted_once() -> None:
 def test_the_token_stays_with_the_endpoint(hub: FakeHub) -> None:
     """Even where huggingface_hub would show it, and on every redirect."""
     with FakeHub() as elsewhere:
-        transfers = Transfers(hub.url)
+        transfers = Transfers(hub.url, ORDER.commit)
         with transfers._client() as client:
             for url in (hub.url, elsewhere.url):
                 client.get(f"{url}/x", headers={"Authorization": "Bearer secret"})

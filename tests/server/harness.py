@@ -4,13 +4,14 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
+from mlxm.downloads import Downloads
 from mlxm.server.embedded import EmbeddedServer
 from mlxm.server.entry import Trail
 from mlxm.server.limits import Limits
@@ -87,6 +88,8 @@ async def serving(
     limits: Limits | None = None,
     ready: Callable[[], str | None] = lambda: None,
     log: Log | None = None,
+    control_token: str | None = None,
+    downloads: Callable[[], Awaitable[Downloads]] | None = None,
 ) -> AsyncIterator[Running]:
     """Serve `backend` until the block ends."""
     listener = open_listener("127.0.0.1", 0)
@@ -99,6 +102,8 @@ async def serving(
         limits=Limits() if limits is None else limits,
         live=live,
         log=KeptLines() if log is None else log,
+        control_token=control_token,
+        downloads=downloads,
     )
     server = EmbeddedServer(services, listener)
     task = asyncio.create_task(server.serve())

@@ -45,6 +45,7 @@ DEFAULT_REVISION = "main"
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NUM_NEAR = 3
+_UNAUTHORISED = 401
 _NUM_CANDIDATES = "50"
 
 
@@ -131,6 +132,8 @@ class HubApi:
     async def page(self, query: Query) -> tuple[list[Facts], Query | None]:
         """One page of a listing of models, and the query of the next."""
         answer = await self._http.get("/api/models", query)
+        if answer.status == _UNAUTHORISED and self.options.token is not None:
+            raise hub_errors.bad_token(self.options.endpoint)
         if not answer.is_success:
             raise hub_errors.refused(self.options.endpoint, answer.status)
         return self._decode(answer.body, list[Facts]), answer.next_query

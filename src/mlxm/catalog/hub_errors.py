@@ -83,10 +83,17 @@ def no_such_revision(name: str, revision: str) -> ModelNotFound:
     )
 
 
+def no_such_file(name: str) -> ModelNotFound:
+    """A model without the file that was asked for."""
+    return ModelNotFound(f"{name} does not have that file.", hint="Look at what it has on its page.", param="path")
+
+
 def by_status(endpoint: str, name: str, revision: str, *, status: int, code: str | None, has_token: bool) -> MlxmError:
     """What an answer other than success means for a model."""
     if code == "RevisionNotFound":
         return no_such_revision(name, revision)
+    if code == "EntryNotFound":
+        return no_such_file(name)
     if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):  # noqa: PLR2004  (forbidden)
         return forbidden(endpoint, name, has_token=has_token)
     if status == 401 and code is None and has_token:  # noqa: PLR2004  (unauthorised)

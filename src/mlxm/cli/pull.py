@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +18,7 @@ from mlxm.cli.figures import show_bytes, show_duration, show_tokens
 from mlxm.cli.installed import Installed, as_plain
 from mlxm.cli.output import ExitCode, JsonFlag, JsonLinesFlag, paint, print_json, print_line, print_note, print_table
 from mlxm.cli.progress_line import ProgressLine
-from mlxm.errors import ServerUnreachable
+from mlxm.errors import InvalidRequest, ServerUnreachable
 from mlxm.settings.home import home_folder
 from mlxm.shelf import Shelf
 
@@ -64,12 +65,19 @@ def pull(
         include=() if include is None else tuple(include),
         exclude=() if exclude is None else tuple(exclude),
     )
+    if dry_run + cancel + detach + here > 1:
+        raise InvalidRequest("--dry-run, --cancel, --detach and --here exclude one another.", hint="Give one of them.")
+    if alias is not None:
+        parse_name(alias)  # better now than when the model is here
     if dry_run:
         _look_ahead(order, as_json=as_json)
     elif cancel:
-        _tell_handled(cancel_there(_find_server(shelf), order.name), "is cancelled", as_json=as_json)
+        with _find_server(shelf) as server:
+            _tell_handled(cancel_there(server, order.name), "is cancelled", as_json=as_json)
     elif detach:
-        _tell_handled((hand_over(_find_server(shelf), order),), "is left to the server", as_json=as_json)
+        with _find_server(shelf) as server:
+            _tell_handled((hand_over(server, order),), "is left to the server", as_json=as_json)
+        _give_alias(shelf, alias, order.name)
     else:
         _pull(shelf, order, alias, ProgressLine(as_lines=as_lines, is_quiet=as_json), is_here=here, as_json=as_json)
 
@@ -79,22 +87,26 @@ def _pull(shelf: Shelf, order: Order, alias: str | None, line: ProgressLine, *, 
     from mlxm.catalog.hub import HubOptions
     from mlxm.remote import find_server
 
-    if alias is not None:
-        parse_name(alias)  # better now than when the model is here
     is_offline = HubOptions.from_environ(os.environ).offline  # the server may not be, and must not be used then
     server = None if is_here or is_offline else find_server(shelf.home)
     began_s = time.monotonic()
-    done = _fetch(order, server, line)
+    with nullcontext() if server is None else server:
+        done = _fetch(order, server, line)
     if done.error is not None:
         raise done.error.error()
-    if alias is not None:
-        from mlxm.cli.alias import set_alias
-
-        set_alias(shelf, alias, done.name)
+    _give_alias(shelf, alias, done.name)
     if as_json:
         print_json(as_plain(done))
     elif not line.is_for_programs:
         _tell_done(shelf, done, time.monotonic() - began_s, server)
+
+
+def _give_alias(shelf: Shelf, alias: str | None, name: str) -> None:
+    if alias is None:
+        return
+    from mlxm.cli.alias import set_alias
+
+    set_alias(shelf, alias, name)
 
 
 def _find_server(shelf: Shelf) -> Remote:

@@ -21,7 +21,8 @@ class SequenceCaches:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._alone: dict[int, list[Any]] = {}
-        self._members: list[int] = []
+        self._members: list[int | None] = []
+        """Of each row of the batch; None of one that has left, until the batch is next put together."""
         self._batched: list[Any] = []
 
     def begin(self, sequence: int) -> None:
@@ -33,8 +34,10 @@ class SequenceCaches:
         """The sequence's own caches, one per layer that has one; it leaves the batch for them."""
         if sequence in self._members:
             place = self._members.index(sequence)
-            self._alone[sequence] = [layer.extract(place) for layer in self._batched]
-            self._drop(sequence)
+            own = [layer.extract(place) for layer in self._batched]
+            mx.async_eval(arrays_of(own))  # type: ignore[no-untyped-call]  # they would hold the whole batch in memory
+            self._alone[sequence] = own
+            self._leave(place)
         return self._alone[sequence]
 
     def are_empty(self, sequence: int) -> bool:
@@ -43,37 +46,43 @@ class SequenceCaches:
 
     def batch(self, sequences: Sequence[int]) -> tuple[list[int], list[Any]]:
         """One set of caches for exactly these sequences, and the order in which it holds them."""
-        for leaving in [member for member in self._members if member not in sequences]:
-            self.take(leaving)
-        joining = [sequence for sequence in sequences if sequence not in self._members]
+        for member in list(self._members):
+            if member is not None and member not in sequences:
+                self.take(member)
+        stayed = self._close_gaps()
+        joining = [sequence for sequence in sequences if sequence not in stayed]
         if joining:
             self._join(joining)
-        return self._members, self._batched
+        self._members = [*stayed, *joining]
+        return [*stayed, *joining], self._batched
 
     def forget(self, sequence: int) -> None:
         """Drop what is kept for the sequence, if anything."""
         self._alone.pop(sequence, None)
-        self._drop(sequence)
+        if sequence in self._members:
+            self._leave(self._members.index(sequence))
+
+    def _leave(self, place: int) -> None:
+        self._members[place] = None
+        if all(member is None for member in self._members):
+            self._members, self._batched = [], []
+
+    def _close_gaps(self) -> list[int]:
+        """Those who are still in the batch; every row of it is one of theirs then."""
+        places = [place for place, member in enumerate(self._members) if member is not None]
+        if len(places) < len(self._members):
+            for layer in self._batched:
+                layer.filter(places)
+        return [member for member in self._members if member is not None]
 
     def _join(self, joining: Sequence[int]) -> None:
         own = [self._alone.pop(sequence) for sequence in joining]
         merged = [layers[0].merge(list(layers)) for layers in zip(*own, strict=True)]
-        if self._members:
+        if self._batched:
             for batched, layer in zip(self._batched, merged, strict=True):
                 batched.extend(layer)
         else:
             self._batched = merged
-        self._members += joining
-
-    def _drop(self, sequence: int) -> None:
-        if sequence not in self._members:
-            return
-        kept = [place for place, member in enumerate(self._members) if member != sequence]
-        self._members.remove(sequence)
-        if not kept:
-            self._batched = []
-        for layer in self._batched:
-            layer.filter(kept)
 
 
 def arrays_of(caches: Iterable[Any]) -> list[mx.array]:

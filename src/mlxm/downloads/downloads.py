@@ -21,7 +21,7 @@ from mlxm.child import Child
 from mlxm.downloads.cache import ModelCache, free_bytes
 from mlxm.downloads.frames import Fetch, Fetched, FetchFailed, Fetching, FromFetch, Verifying, Waiting
 from mlxm.downloads.job import Job, Pace, Progress
-from mlxm.errors import Cancelled, InternalError, InvalidRequest, MlxmError, ModelBroken, NotFound
+from mlxm.errors import Cancelled, InternalError, InvalidRequest, MlxmError, ModelBroken, NotFound, ProtocolMismatch
 from mlxm.frames import Fault
 
 _MODULE = "mlxm.downloads.fetch"
@@ -31,6 +31,7 @@ _DECIDED_HERE = frozenset(
     {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"}
 )
 _GIB = 1024**3
+_GRACE_S = 5.0
 _MAX_JOBS = 200
 
 
@@ -116,6 +117,7 @@ class Downloads:
         if known is not None and not known.progress.is_over:
             return known
         self._forget_old()
+        self._jobs.pop(progress.id, None)  # so that the newest is last
         job = self._jobs[progress.id] = Job(progress, self._tell)
         self._tasks[job.id] = asyncio.create_task(self._run(job), name=f"download {job.progress.name}")
         self._tell()
@@ -266,6 +268,7 @@ class Downloads:
             child.send(order)
             async for frame in child.frames():
                 if isinstance(frame, Fetched | FetchFailed):
+                    await child.stop(_GRACE_S)
                     return frame
                 job.change(**_news(frame, pace, job.progress))
             raise await child.death(f"The download of {order.name}")
@@ -326,7 +329,7 @@ def _news(frame: FromFetch, pace: Pace, was: Progress) -> dict[str, Any]:
                 "eta_s": None,
             }
         case _:
-            return {}
+            raise ProtocolMismatch(f"A download sent an unexpected {type(frame).__name__}.")
 
 
 def _environment(endpoint: str, *, with_xet: bool) -> dict[str, str]:

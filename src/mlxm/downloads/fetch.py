@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sys
 import threading
 
 import msgspec
@@ -28,6 +27,7 @@ class Line:
         self._sock = sock
         self._decoder = Decoder(ToFetch)
         self._lock = threading.Lock()
+        self._is_over = False
 
     def say(self, frame: msgspec.Struct) -> None:
         """Send a frame; without a parent there is nothing to fetch for."""
@@ -36,6 +36,11 @@ class Line:
                 self._sock.sendall(encode(frame))
         except OSError:
             os._exit(PARENT_GONE)
+
+    def say_last(self, frame: msgspec.Struct) -> None:
+        """Send the frame after which the parent has nothing to say that matters."""
+        self._is_over = True
+        self.say(frame)
 
     def hear(self) -> ToFetch | None:
         """Wait for the next frame, None at the end."""
@@ -47,7 +52,8 @@ class Line:
 
         def listen() -> None:
             self.hear()
-            os._exit(PARENT_GONE)
+            if not self._is_over:
+                os._exit(PARENT_GONE)
 
         threading.Thread(target=listen, daemon=True).start()
 
@@ -63,9 +69,9 @@ def main() -> int:
         line.leave_with_parent()
         from mlxm.downloads.work import carry_out  # noqa: PLC0415  (hello first)
 
-        carry_out(order, line.say)
+        line.say_last(carry_out(order, line.say))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # threads that still fetch for a download that failed are not waited for

@@ -6,6 +6,7 @@ It follows the Hub's redirects, and would show the token to hosts that it knows:
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, Self
@@ -14,7 +15,10 @@ from urllib.parse import urlsplit
 import httpx2
 from huggingface_hub import set_client_factory
 
+from mlxm.catalog import hub_errors
+
 _PARTIAL = 206
+_TAG = re.compile(r'(W/)?"?[A-Za-z0-9_-][A-Za-z0-9._-]*"?')
 
 
 class FileMeter:
@@ -81,8 +85,10 @@ def progress_class(meter: FileMeter) -> type:
 class Transfers:
     """Makes the client that all threads share; each says which file it is fetching."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, commit: str) -> None:
+        self._endpoint = endpoint
         self._origin = _origin(endpoint)
+        self._commit = commit
         self._current = threading.local()
 
     def install(self) -> None:
@@ -94,12 +100,22 @@ class Transfers:
         self._current.meter = meter
 
     def _client(self) -> httpx2.Client:
-        hooks: dict[str, list[Callable[..., Any]]] = {"request": [self._keep_token], "response": [self._follow]}
+        hooks: dict[str, list[Callable[..., Any]]] = {
+            "request": [self._keep_token],
+            "response": [self._check, self._follow],
+        }
         return httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None)
 
     def _keep_token(self, request: httpx2.Request) -> None:
         if _origin(str(request.url)) != self._origin:
             request.headers.pop("authorization", None)
+
+    def _check(self, response: httpx2.Response) -> None:
+        """huggingface_hub makes paths of what these headers say."""
+        tags = [response.headers[name] for name in ("etag", "x-linked-etag") if name in response.headers]
+        commit = response.headers.get("x-repo-commit", self._commit)
+        if commit != self._commit or not all(_TAG.fullmatch(tag) for tag in tags):
+            raise hub_errors.not_understood(self._endpoint)
 
     def _follow(self, response: httpx2.Response) -> None:
         if response.request.method == "GET" and response.is_success:

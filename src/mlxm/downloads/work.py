@@ -32,14 +32,14 @@ _WAITS_S = (0.5, 1.0, 2.0)
 Say = Callable[[msgspec.Struct], None]
 
 
-def carry_out(order: Fetch, say: Say) -> None:
-    """Do it, and end with Fetched or FetchFailed."""
+def carry_out(order: Fetch, say: Say) -> Fetched | FetchFailed:
+    """Do it, say how far it is, and answer with how it ended."""
     try:
-        say(Work(order, say).run())
+        return Work(order, say).run()
     except MlxmError as error:
-        say(FetchFailed(fault=Fault.of(error)))
+        return FetchFailed(fault=Fault.of(error))
     except failures.FOREIGN as error:
-        say(FetchFailed(fault=Fault.of(failures.translated(error, order))))
+        return FetchFailed(fault=Fault.of(failures.translated(error, order)))
 
 
 class Work:
@@ -49,7 +49,7 @@ class Work:
         self._order = order
         self._say = say
         self._cache = ModelCache(Path(order.cache), order.name)
-        self._transfers = Transfers(order.endpoint)
+        self._transfers = Transfers(order.endpoint, order.commit)
         self._lock = threading.Lock()
         self._meters: list[FileMeter] = []
         self._num_done = 0

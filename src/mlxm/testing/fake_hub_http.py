@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,17 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class _QuietHTTPServer(ThreadingHTTPServer):
+    """Clients that break connections off are a part of tests."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Server:
     """One address; a thread per connection. `receive` hears of each request first and says what goes wrong with it."""
 
@@ -78,9 +90,7 @@ class Server:
             pass
 
         Handler.receive, Handler.answer, Handler.stopping = staticmethod(receive), staticmethod(answer), stopping
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self._http.block_on_close = False
+        self._http = _QuietHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(_SLICE_S,), daemon=True)
 
     @property

@@ -80,6 +80,7 @@ class FakeModel:
     pipeline: str | None = "text-generation"
     downloads: int = 0
     likes: int = 0
+    trending: float = 0.0
     last_modified: str = "2025-11-01T12:00:00.000Z"
     gated: bool = False
     is_private: bool = False
@@ -120,6 +121,7 @@ class FakeModel:
             "disabled": False,
             "downloads": self.downloads,
             "likes": self.likes,
+            "trendingScore": self.trending,
             "library_name": self.library,
             "pipeline_tag": self.pipeline,
             "tags": list(self.tags),
