@@ -22,7 +22,11 @@ def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
             patch.delenv(name)
         for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "NO_COLOR", "FORCE_COLOR"):
             patch.delenv(name, raising=False)
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
+        huggingface = tmp_path_factory.mktemp("huggingface")
+        patch.setenv("HF_HOME", str(huggingface))
+        # It reads its environment when it is imported, which may have been before.
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(huggingface / "hub"))
+        patch.setattr("mlxm.shelf.LM_STUDIO", huggingface / "no-lm-studio")
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 

@@ -25,7 +25,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "hub"
     cache.mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setattr("mlxm.shelf.LM_STUDIO", tmp_path / "user" / ".lmstudio" / "models")
     return cache
 
 

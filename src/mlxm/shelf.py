@@ -12,14 +12,14 @@ from mlxm.catalog.local import Listing, LocalModel, LocalModels, Roots
 from mlxm.store.imports import read_imports
 from mlxm.store.look import DATABASE_NAME, look
 
-_LM_STUDIO = Path(".lmstudio") / "models"
+LM_STUDIO = Path(".lmstudio") / "models"
 
 
 def find_roots(home: Path) -> Roots:
     """Where the models of this user are; raises StoreError when the list of imported folders cannot be read."""
     from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415  # read when asked: HF_HOME may have been set since
 
-    lmstudio = Path.home() / _LM_STUDIO
+    lmstudio = Path.home() / LM_STUDIO
     return Roots(
         home=home,
         hub_cache=Path(HF_HUB_CACHE),

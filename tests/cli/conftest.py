@@ -91,6 +91,7 @@ def cabinet(user_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """A person without a model yet, on a machine of a known size at a known moment."""
     hub_cache = user_home / ".cache" / "huggingface" / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_cache))
+    monkeypatch.setattr("mlxm.shelf.LM_STUDIO", Path(".lmstudio") / "models")
     monkeypatch.setattr("mlxm.cli.machine.read_machine", lambda: HERE)
     return Cabinet(user_home, hub_cache, user_home / ".mlxm", monkeypatch, capsys)
 
