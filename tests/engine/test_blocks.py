@@ -269,6 +269,8 @@ def test_bookkeeping_costs_next_to_nothing() -> None:
 class BlockStates(RuleBasedStateMachine):
     """Any order of what owners may do."""
 
+    pool: BlockPool | None = None
+
     @initialize(num_blocks=st.integers(2, 12))
     def begin(self, num_blocks: int) -> None:
         """A small pool."""
@@ -313,7 +315,7 @@ class BlockStates(RuleBasedStateMachine):
     @invariant()
     def is_sound(self) -> None:
         """Every block is free, cached or owned by those in whose tables it is."""
-        if hasattr(self, "pool"):
+        if self.pool is not None:
             check_blocks(self.pool, [holder.table for holder in self.holders])
 
 

@@ -72,7 +72,7 @@ def test_numbers_that_are_not_finite_end_only_whose_they_are(facts: dict[str, An
     harness, sequence = with_bad_one(**facts)
     setattr(harness.runner.faults, stage, lambda work: work.sequence == sequence)
     later = [(f"later{number}", prompt_of(90, 80 + number), 50) for number in range(3)]
-    harness.run_until(lambda: any(event.request_id == "bad" and hasattr(event, "fault") for event in harness.events))
+    harness.run_until(lambda: "bad" not in harness.engine._requests)
     for order in later:
         harness.add(*order)
     harness.run().check_answers([*ORDERS, *later])
@@ -141,19 +141,16 @@ def test_launching_and_collecting_may_fail_together(facts: dict[str, Any]) -> No
 @RUNNERS
 def test_a_failing_answer_ends_its_request_alone(facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """When tokens cannot be turned into text."""
+    harness, _ = with_bad_one(**facts)
+    bad = harness.engine._requests["bad"].answers[0]
     add = Answer.add
 
     def failing(self: Answer, token_id: int) -> Piece:
-        if self is harness.engine._requests["bad"].answers[0] and self.num_tokens == 5:
+        if self is bad and self.num_tokens == 5:
             raise UnicodeError(SECRET)
         return add(self, token_id)
 
-    harness, _ = with_bad_one(**facts)
-    monkeypatch.setattr(
-        Answer,
-        "add",
-        lambda self, token_id: failing(self, token_id) if "bad" in harness.engine._requests else add(self, token_id),
-    )
+    monkeypatch.setattr(Answer, "add", failing)
     harness.run().check_answers(ORDERS)
     fault = harness.end("bad").fault
     assert fault is not None

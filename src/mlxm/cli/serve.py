@@ -52,7 +52,7 @@ def announce(url: str, *, as_json: bool) -> None:
         print_json({"url": url, "openai_base_url": f"{url}/v1"})
         sys.stdout.flush()
         return
-    body = '{"model": "mlxm/tiny", "messages": [{"role": "user", "content": "Hello"}]}'
+    body = '{"model": "mlxm/tiny", "max_tokens": 32, "messages": [{"role": "user", "content": "Hello"}]}'
     print_line(f"mlxm is ready at {url}\n")
     print_line(f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=none")
     print_line(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n")
