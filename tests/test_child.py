@@ -118,7 +118,7 @@ def test_a_signal_is_named() -> None:
         async with child_that("hello", "abort") as child:
             assert [frame async for frame in child.frames()] == []
             error = await child.death("The child")
-            assert error.message == "The child was ended by SIGABRT: it left no message"
+            assert error.message == "The child was ended by SIGABRT: it left no message."
             assert child.exit_code == -6
 
     run(test())
@@ -131,7 +131,7 @@ def test_a_talkative_child_is_not_blocked() -> None:
         async with child_that("flood", "hello", "leave") as child:
             assert [frame async for frame in child.frames()] == []
             error = await child.death("The child")
-            assert error.message == "The child ended with exit code 3: last words"
+            assert error.message == "The child ended with exit code 3: last words."
             assert len(child._last_words) < 10_000
 
     run(test())

@@ -160,7 +160,9 @@ class Child:
             how = f"was ended by {signal.Signals(-code).name}"
         lines = self._last_words.decode(errors="replace").split("\n")
         words = next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
-        return WorkerDied(f"{name} {how}: {words}", hint="`mlxm doctor` checks this machine.", retry_after_s=1.0)
+        return WorkerDied(
+            f"{name} {how}: {words.removesuffix('.')}.", hint="`mlxm doctor` checks this machine.", retry_after_s=1.0
+        )
 
     async def _keep_stderr(self) -> None:
         """Hold the last words for `death`; a full pipe would block the child."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from mlxm import __version__
-from mlxm.errors import BY_CODE, InternalError, MlxmError, ProtocolMismatch
+from mlxm.errors import BY_CODE, InternalError, InvalidRequest, MlxmError, ProtocolMismatch
 from mlxm.types import FinishReason, Message, Sampling, Usage
 
 if TYPE_CHECKING:
@@ -197,8 +197,13 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(frame: msgspec.Struct) -> bytes:
-    """The frame as it goes on the wire."""
-    body = _encoder.encode(frame)
+    """The frame as it goes on the wire; InvalidRequest for texts and numbers that no frame can carry."""
+    try:
+        body = _encoder.encode(frame)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("A text, or the path of a folder, holds what is no Unicode text.") from error
+    except OverflowError as error:
+        raise InvalidRequest("A number is beyond 64 bits.") from error
     return _LENGTH.pack(_checked(len(body))) + body
 
 

@@ -107,6 +107,19 @@ def test_install_again_changes_nothing(shell: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr() == ("", f"Completion for {shell} is already installed.\n")
 
 
+def test_install_leaves_a_start_up_file_alone_that_is_not_utf8(
+    user_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be read whole is not written back."""
+    content = "alias caf\xe9=true\n".encode("latin-1")
+    (user_home / ".bashrc").write_bytes(content)
+    assert main(["completion", "install", "bash"]) == 2
+
+    assert "mlxm completion show bash" in capsys.readouterr().err
+    assert (user_home / ".bashrc").read_bytes() == content
+    assert not (user_home / ".bash_completions").exists()
+
+
 def test_install_into_an_unusable_home_says_what_to_do(
     user_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -293,9 +293,10 @@ def test_port_of_a_process_that_cannot_be_seen_has_no_name(monkeypatch: pytest.M
     assert find_listener(1, None).name is None
 
 
-def test_address_of_another_machine_is_refused_with_a_reason() -> None:
-    """What the system says is passed on."""
-    reading = read_port("192.0.2.1", 6596, None)
+@pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "a..b", "a" * 64, "no-such-host.invalid"])  # noqa: S104
+def test_address_that_the_server_cannot_take_is_refused_with_a_reason(host: str) -> None:
+    """Another machine's, one beyond this machine, or none at all: `mlxm serve` would refuse it."""
+    reading = read_port(host, 6596, None)
 
     assert reading.listener is None
     assert reading.refusal

@@ -44,7 +44,7 @@ def test_list_as_json_has_all_that_is_known(full_cabinet: Cabinet) -> None:
 
 def test_list_is_the_same_command_by_another_name(full_cabinet: Cabinet) -> None:
     """`list` is what other tools call it."""
-    assert full_cabinet.run("list", "-q") == full_cabinet.run("ls", "-q")
+    assert full_cabinet.run("list") == full_cabinet.run("ls")
 
 
 def test_names_alone_are_for_other_commands(full_cabinet: Cabinet) -> None:
@@ -158,3 +158,13 @@ def test_quick_commands_load_no_heavy_library(
     assert "mlxm.catalog.local" in loaded
     heavy = ("mlx", "mlx_lm", "mlx_vlm", "transformers", "sqlite_utils", "litestar", "textual", "pydantic", "httpx")
     assert loaded.isdisjoint(heavy)
+
+
+def test_looking_at_a_model_is_no_use_of_it(full_cabinet: Cabinet) -> None:
+    """Else nobody could tell which models are not needed any more."""
+    (weights,) = full_cabinet.hub_cache.glob("*VL*/snapshots/*/model.safetensors")
+    before = weights.stat().st_atime
+    full_cabinet.run("ls")
+    full_cabinet.run("show", NAMES[3])
+
+    assert weights.stat().st_atime == before

@@ -298,3 +298,12 @@ def test_prune_tells_what_cannot_be_removed(cabinet: Cabinet, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "unlink", refuse)
     assert cabinet.run("prune", "-y").code == 73
+
+
+def test_prune_names_whole_models_on_a_narrow_terminal(cabinet: Cabinet) -> None:
+    """What a file is called matters less."""
+    prepare_leftovers(cabinet)
+    screen = cabinet.show("prune", "--dry-run", columns=60)
+
+    assert screen.splitlines()[0].split() == ["WHAT", "MODEL", "SIZE"]
+    assert f"unfinished file  {NAME}  2.0 KB" in screen

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from mlxm.engine.pace import PaceOptions
 from mlxm.engine.plan import Plan
 from mlxm.types import Usage
 from tests.engine.harness import Harness, prompt_of, scripted
@@ -131,6 +132,50 @@ def test_who_waits_for_a_prefix_goes_on_when_its_owner_is_cancelled(runs_ahead: 
     harness.cancel("a")
     harness.run().check_answers([("b", prompt_of(2_000), 5)])
     assert harness.end("b").usage.cached_tokens in (512, 1_024)
+
+
+@AHEAD
+def test_a_prompt_half_computed_goes_on_with_what_another_has_computed(runs_ahead: bool) -> None:  # noqa: FBT001
+    """One that overtakes it by priority fills blocks for both."""
+    harness = Harness(pace=PaceOptions(max_chunk_tokens=64, min_chunk_tokens=8), runs_ahead=runs_ahead)
+    orders = [("first", prompt_of(400), 5), ("high", prompt_of(400), 5)]
+    harness.add(*orders[0])
+    harness.step(2)
+    harness.add(*orders[1], priority=0)
+    harness.run().check_answers(orders)
+    assert harness.runner.tally.num_chunk_tokens == 384 + 2 * 15
+    cached = [harness.end(name).usage.cached_tokens for name, _, _ in orders]
+    assert min(cached) >= 64
+    assert 384 - 64 <= sum(cached) <= 384
+
+
+@pytest.mark.parametrize(("chunk", "runs_ahead"), [(64, True), (40, False)])
+def test_nothing_is_adopted_in_the_middle_of_things(
+    chunk: int,
+    runs_ahead: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While a chunk is in flight, or within a block."""
+    harness = Harness(pace=PaceOptions(max_chunk_tokens=chunk), runs_ahead=runs_ahead)
+    harness.add("a", prompt_of(400), 5)
+    harness.step()
+    sequence = harness.scheduler.running[0]
+    assert sequence.num_launched == chunk
+    monkeypatch.setattr(harness.pool, "match", lambda *_: pytest.fail("there is nothing to be found"))
+    harness.scheduler._adopt(sequence)
+
+
+def test_a_hit_before_preemption_does_not_count() -> None:
+    """It is found again, or not, when the sequence comes back."""
+    harness = filled()
+    harness.add("b", prompt_of(100), 5)
+    harness.scheduler.admit()
+    sequence = harness.scheduler.running[0]
+    assert sequence.num_found == 96
+    harness.scheduler._preempt(sequence)
+    harness.run()
+    assert harness.end("b").usage.cached_tokens == 0
+    assert harness.tokens("a") == harness.tokens("b")
 
 
 # ── several choices ──────────────────────────────────────────────────────────────────────────────

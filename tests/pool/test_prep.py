@@ -211,6 +211,19 @@ def test_a_broken_tokenizer_is_named_and_does_no_harm(model: Model) -> None:
     with_prep(work)
 
 
+def test_what_no_frame_can_carry_is_refused_and_does_no_harm(model: Model, tmp_path: Path) -> None:
+    """Neither half a character in a message nor a folder whose name is no text stops what comes after."""
+    good = model()
+
+    async def work(prep: Prep) -> None:
+        for folder, text in ((good, "\ud800"), (tmp_path / "name\udcff", "hello")):
+            with pytest.raises(InvalidRequest, match="Unicode"):
+                await prep.render(folder, user(text))
+        assert await prep.render(good, user("hello"))
+
+    with_prep(work)
+
+
 def test_breaking_out_makes_nothing_and_does_no_harm(model: Model, tmp_path: Path) -> None:
     """The file that the template tries to make is never there."""
     marker = tmp_path / "marker"

@@ -7,13 +7,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlxm import frames
 from mlxm.child import Child
-from mlxm.errors import ConfigInvalid, Conflict, Draining, ModelBroken, ProtocolMismatch, TimedOut, WorkerDied
+from mlxm.errors import (
+    ConfigInvalid,
+    Conflict,
+    Draining,
+    InvalidRequest,
+    ModelBroken,
+    ProtocolMismatch,
+    TimedOut,
+    WorkerDied,
+)
 from mlxm.frames import Delta, FromWorker, Generate, LoadProgress, RequestEnded, RequestStarted
 from mlxm.pool.stream import RequestEvent, RequestStream
 from mlxm.pool.worker import Worker, WorkerOptions
@@ -191,6 +202,33 @@ def test_an_id_is_used_once_at_a_time(runner: asyncio.Runner, worker: Worker) ->
             worker.generate(order("a"))
         await stream.aclose()
         await answer(worker.generate(order("b")))
+
+    runner.run(test())
+
+
+def test_an_id_may_come_again_once_its_reader_has_left(runner: asyncio.Runner, worker: Worker) -> None:
+    """A client that left and asks again must not be turned away because of what it left behind."""
+
+    async def test() -> None:
+        ended: list[str] = []
+        for name in ("first", "second"):
+            await worker.generate(order("again", max_tokens=4000), partial(ended.append, name)).aclose()
+        assert worker.num_requests == 2
+        events = await answer(worker.generate(order("again"), partial(ended.append, "third")))
+        assert len(tokens_of(events)) == 8
+        assert ended == ["first", "second", "third"]
+
+    runner.run(test())
+
+
+def test_a_request_that_no_frame_can_carry_leaves_nothing_behind(runner: asyncio.Runner, worker: Worker) -> None:
+    """It is refused before the worker knows of it, and its id stays free."""
+
+    async def test() -> None:
+        with pytest.raises(InvalidRequest, match="64 bits"):
+            worker.generate(msgspec.structs.replace(order("huge"), sampling=Sampling(seed=2**70)))
+        assert worker.num_requests == 0
+        await answer(worker.generate(order("huge")))
 
     runner.run(test())
 

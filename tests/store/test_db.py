@@ -206,6 +206,30 @@ def test_a_write_that_takes_the_whole_transaction_down_fails_alone(path: Path) -
     with_table(path, body)
 
 
+def test_a_transaction_that_cannot_even_be_undone_is_undone_later(path: Path) -> None:
+    """Every write is answered while the disk fails, and works again when it does."""
+
+    async def body(db: Database) -> None:
+        is_failing = True
+
+        def fail(operation: int, name: str | None, *_: object) -> int:
+            is_over = operation == sqlite3.SQLITE_TRANSACTION and name != "BEGIN"
+            return sqlite3.SQLITE_DENY if is_over and is_failing else sqlite3.SQLITE_OK
+
+        def insert(connection: sqlite3.Connection) -> None:
+            connection.set_authorizer(fail)
+            connection.execute("INSERT INTO kept VALUES (1)")
+
+        for _ in range(2):
+            with pytest.raises(StoreError, match="not authorized"):
+                await db.write(insert)
+        is_failing = False
+        await db.write(sql("INSERT INTO kept VALUES (2)"))
+        assert await numbers(db) == [2]
+
+    with_table(path, body)
+
+
 def test_a_write_that_commits_on_its_own_is_told_so(path: Path) -> None:
     """It shares its transaction, so ending that is a bug worth naming."""
 

@@ -53,6 +53,15 @@ def test_what_sqlite_refuses_names_the_path(tmp_path: Path, code: int, kind: typ
     assert str(tmp_path / "mlxm.db") in error.message
 
 
+def test_a_folder_that_is_gone_is_no_full_disk(tmp_path: Path) -> None:
+    """An I/O error on a disk that was pulled out is told as one."""
+    cause = sqlite3.OperationalError("told by SQLite")
+    cause.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    error = store_error(cause, tmp_path / "gone" / "mlxm.db")
+    assert type(error) is StoreError
+    assert "told by SQLite" in error.message
+
+
 def test_what_python_refuses_before_sqlite_is_asked_has_no_code(tmp_path: Path) -> None:
     """A closed connection, for one."""
     connection = sqlite3.connect(":memory:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from mlxm.errors import ModelBroken
 FETCH_AGAIN: Final = "Fetch the model again."
 _MIB: Final = 1024 * 1024
 MAX_JSON_BYTES: Final = 128 * _MIB
+# Without O_NONBLOCK a pipe that lies there would be waited at for ever.
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_UNSEEN: Final = os.O_NOATIME if sys.platform == "linux" else 0
 
 
 def read_object(path: Path, *, limit_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
@@ -55,8 +59,7 @@ def read_bytes(path: Path, *, limit_bytes: int) -> bytes | None:
 def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """A file and its size; FileNotFoundError when there is none, ModelBroken when it cannot be read or is no file."""
     try:
-        # Without O_NONBLOCK a pipe that lies there would be waited at for ever.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(_open(path), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ModelBroken(f"{printable(path)} is not a file.", hint=FETCH_AGAIN)
@@ -65,6 +68,14 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise
     except OSError as error:
         raise ModelBroken(f"{printable(path)} cannot be read: {error.strerror}.", hint=FETCH_AGAIN) from error
+
+
+def _open(path: Path) -> int:
+    """Open a file without that counting as use of it: people remove the models that were not read for long."""
+    try:
+        return os.open(path, _FLAGS | _UNSEEN)
+    except PermissionError:
+        return os.open(path, _FLAGS)  # only its owner may read a file unseen
 
 
 def printable(path: Path) -> str:

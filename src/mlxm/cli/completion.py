@@ -13,7 +13,7 @@ from typer.completion import get_completion_script, install  # type: ignore[attr
 
 from mlxm.cli.main import COMPLETE_VARIABLE, PROG_NAME
 from mlxm.cli.output import print_line, print_note
-from mlxm.errors import StoreReadOnly
+from mlxm.errors import InvalidRequest, StoreReadOnly
 
 Shell = Literal["bash", "zsh", "fish"]
 ShellArgument = Annotated[Shell, typer.Argument(help="The shell to complete in.", show_default=False)]
@@ -36,9 +36,14 @@ app = typer.Typer(
 @app.command("install", epilog="Example: mlxm completion install zsh")
 def install_script(shell: ShellArgument) -> None:
     """Write the completion script and have the shell load it."""
-    before = _read_touched(shell)
     try:
+        before = _read_touched(shell)
         install(shell=shell, prog_name=PROG_NAME, complete_var=COMPLETE_VARIABLE)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"A start-up file of {shell} is not UTF-8 text, so nothing was added to it.",
+            hint=f"Put the output of `mlxm completion show {shell}` where your shell reads it.",
+        ) from error
     except OSError as error:
         raise StoreReadOnly(
             f"{error.filename} cannot be written: {error.strerror}.",

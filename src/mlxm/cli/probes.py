@@ -6,6 +6,7 @@ The device is probed in a child process, because only workers import MLX; packag
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import shutil
 import socket
@@ -107,10 +108,14 @@ def read_port(host: str, port: int, server_pid: int | None) -> PortReading:
     """Whether an address can be listened at, by listening there for an instant."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if not ipaddress.ip_address(address[0]).is_loopback:
+            return PortReading(host=host, port=port, refusal="without keys the server listens on this machine only")
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
+    except UnicodeError:
+        return PortReading(host=host, port=port, refusal="this is no name that a machine can have")
     except OSError as error:
         return _explain_refusal(host, port, server_pid, error)
     return PortReading(host=host, port=port)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import typer
 
 from mlxm.cli.asking import DryRunFlag, YesFlag, confirm
+from mlxm.cli.columns import print_columns
 from mlxm.cli.figures import count_of, show_bytes
 from mlxm.cli.installed import as_plain
-from mlxm.cli.output import JsonFlag, print_json, print_line, print_note, print_table
+from mlxm.cli.output import JsonFlag, print_json, print_line, print_note
 from mlxm.settings.home import home_folder
 from mlxm.shelf import Shelf
 from mlxm.upkeep.leftovers import Leftover, find_leftovers, remove_leftover
@@ -26,10 +27,8 @@ def prune(*, yes: YesFlag = False, dry_run: DryRunFlag = False, as_json: JsonFla
     found = find_leftovers(hub_cache)
     total = sum(each.size_bytes for each in found)
     if found and not as_json:
-        print_table(
-            ["WHAT", "MODEL", "NAME", "SIZE"],
-            [(each.what, each.name, each.path.name, show_bytes(each.size_bytes)) for each in found],
-        )
+        rows = [(each.what, each.name, each.path.name, show_bytes(each.size_bytes)) for each in found]
+        print_columns(["WHAT", "MODEL", "NAME", "SIZE"], rows, expendable=["NAME"])
     if found and not dry_run:
         confirm(f"Remove {count_of(len(found), 'thing')}, {show_bytes(total)}?", yes=yes)
         for each in found:

@@ -11,6 +11,7 @@ long as nothing unevaluated reads the array: whatever reads a pool is evaluated 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -124,6 +125,7 @@ class LayerPool:
         self.values[slots] = mx.zeros((), self.values.dtype)
 
 
+@partial(mx.compile, shapeless=True)
 def tame(numbers: mx.array) -> mx.array:
     """The numbers, with zero for those that are not finite."""
     return mx.where(mx.abs(numbers) < min(_LARGEST, float(mx.finfo(numbers.dtype).max)), numbers, 0.0)

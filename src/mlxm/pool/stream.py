@@ -55,6 +55,11 @@ class RequestStream:
         self._is_closed = False
         self._arrived = asyncio.Event()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether its reader has left, or will hear of nothing but a failure."""
+        return self._is_closed
+
     def put(self, event: RequestEvent) -> None:
         """Add what the worker said."""
         if self._is_ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Worker:
         self._name = name
         self._options = options
         self._requests: dict[str, RequestStream] = {}
+        self._numbers = itertools.count(1)
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._report: Progress = _ignore
         self._end: MlxmError | None = None
@@ -93,8 +95,7 @@ class Worker:
         """Send a request; `on_end` is called once the worker is done with it, by itself or because it died."""
         if self._end is not None:
             raise self._end
-        if request.request_id in self._requests:
-            raise Conflict(f"A request {request.request_id} is already running.")
+        request = self._renamed_if_taken(request)
 
         def cancel(reason: str) -> None:
             self._child.send(Cancel(request_id=request.request_id, reason=reason))
@@ -103,9 +104,18 @@ class Worker:
             del self._requests[request.request_id]
             on_end()
 
-        stream = self._requests[request.request_id] = RequestStream(cancel=cancel, on_end=forget)
         self._child.send(request)
+        stream = self._requests[request.request_id] = RequestStream(cancel=cancel, on_end=forget)
         return stream
+
+    def _renamed_if_taken(self, request: Generate) -> Generate:
+        """A client that left may ask again under the same id before the worker has ended what it left behind."""
+        earlier = self._requests.get(request.request_id)
+        if earlier is None:
+            return request
+        if not earlier.is_closed:
+            raise Conflict(f"A request {request.request_id} is already running.")
+        return msgspec.structs.replace(request, request_id=f"{request.request_id}~{next(self._numbers)}")
 
     async def stop(self) -> None:
         """Let the worker leave; requests that it still runs fail with Draining."""

@@ -83,7 +83,10 @@ def _read_only(path: Path) -> StoreReadOnly:
 
 def _no_space(path: Path) -> bool:
     """SQLite reports a full disk as a plain I/O error when it could not grow its shared-memory file."""
-    return os.statvfs(path.parent).f_bavail == 0
+    try:
+        return os.statvfs(path.parent).f_bavail == 0
+    except OSError:  # the folder itself is gone, as when its disk is pulled out
+        return False
 
 
 def _write_protected(path: Path) -> bool:

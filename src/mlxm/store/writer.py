@@ -112,6 +112,7 @@ class Writer:
     def _commit(self, jobs: Sequence[_Job[Any]]) -> None:
         """Do `jobs` in one transaction, or each in its own when one of them made the whole transaction fail."""
         try:
+            self._roll_back()  # what an earlier failure has left open
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             self._fail(jobs, error)
@@ -121,13 +122,17 @@ class Writer:
                 self._do(job)
             self._connection.execute("COMMIT")
         except (sqlite3.Error, _TransactionLostError) as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # a disk that fails now may fail this too; the next commit tries again
+                self._roll_back()
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
             elif isinstance(error, sqlite3.Error):
                 self._fail(jobs, error)
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def _do(self, job: _Job[Any]) -> None:
         """Run one write inside the open transaction, and undo its work alone when it fails."""

@@ -75,9 +75,9 @@ def _translated(parent: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"cannot build a model in {parent}: {os.strerror(error.errno or errno.EIO)}"
+        what = f"Cannot build a model in {parent}: {os.strerror(error.errno or errno.EIO)}."
         if error.errno in _FULL:
-            raise DiskFull(what, hint="free some space there, or set MLXM_HOME to a folder on another disk") from error
+            raise DiskFull(what, hint="Free some space there, or put MLXM_HOME on another disk.") from error
         if error.errno in _READ_ONLY:
-            raise StoreReadOnly(what, hint="make the folder writable, or set MLXM_HOME to one that is") from error
-        raise StoreError(what, hint=f"check that {parent} is a folder on a working disk") from error
+            raise StoreReadOnly(what, hint="Make the folder writable, or set MLXM_HOME to one that is.") from error
+        raise StoreError(what, hint=f"Check that {parent} is a folder on a working disk.") from error
