@@ -1,6 +1,7 @@
 import os
 import select
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,13 @@ import pytest
 from mlxm.tiny import build_builtin
 
 SOAK = os.environ.get("MLXM_SOAK", "short")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_interrupts() -> None:
+    """Let Ctrl-C reach child processes, which inherit that it is ignored when the tests run in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -175,6 +176,28 @@ def test_one_bad_choice_ends_its_request(facts: dict[str, Any], stage: str) -> N
         tokens = harness.tokens("bad", choice)
         assert scripted(prompt_of(50, 9), len(tokens), choice=choice) == tokens
     harness.check_idle()
+
+
+def test_nothing_runs_ahead_while_a_culprit_is_sought() -> None:
+    """So that a step that fails is known to be the culprit's."""
+    harness, sequence = with_bad_one(runs_ahead=True)
+    harness.run_until(lambda: len(harness.tokens("bad")) == 10)
+    order: list[str] = []
+
+    def launch(plan: Plan) -> None:
+        order.append("launch")
+        raise_for(sequence, 0)(plan)
+
+    def collect(_plan: Plan) -> None:
+        order.append("collect")
+
+    harness.runner.faults.launch = launch
+    harness.runner.faults.collect = collect
+    harness.run_until(lambda: "bad" not in harness.engine._requests)
+    fruitless = [place for place, (one, other) in enumerate(pairwise(order)) if one == other == "launch"]
+    assert order[:2] == ["launch", "collect"]
+    assert len(fruitless) == 3
+    assert order.count("launch") - order.count("collect") == 4 - 1
 
 
 def test_who_is_cancelled_while_its_step_fails_is_not_sought() -> None:

@@ -42,6 +42,27 @@ def test_the_newest_of_the_lowest_priority_gives_way_first() -> None:
     assert left == ["low new", "low old", "normal"]
 
 
+def test_low_priority_gives_way_also_to_those_who_came_later() -> None:
+    """When it was running first."""
+    harness = Harness(num_blocks=9, options=CARELESS)
+    harness.add("low", prompt_of(20), 150, priority=LOW)
+    harness.step(3)
+    harness.add("high", prompt_of(20, 1), 150, priority=HIGH)
+    harness.run_until(lambda: harness.engine.stats.preemptions == 1)
+    assert [sequence.priority for sequence in harness.scheduler.running] == [HIGH]
+    harness.run().check_answers([("low", prompt_of(20), 150), ("high", prompt_of(20, 1), 150)])
+
+
+@pytest.mark.parametrize(("num_blocks", "num_running"), [(14, 1), (15, 2)])
+def test_a_newcomer_leaves_something_for_those_who_run(num_blocks: int, num_running: int) -> None:
+    """Not even the last block beyond what all are thought to need is promised to it."""
+    harness = Harness(num_blocks=num_blocks, options=SchedulerOptions(expected_tokens=100))
+    harness.add("a", prompt_of(100), 120)
+    harness.add("b", prompt_of(90, 1), 120)
+    harness.step()
+    assert harness.engine.stats.running == num_running
+
+
 def test_what_was_computed_before_preemption_is_found_again() -> None:
     """Its full blocks stay as a prefix while nobody needs them."""
     harness = Harness(num_blocks=14, options=CARELESS)

@@ -187,9 +187,8 @@ class Engine:
 
     def step(self) -> tuple[Event, ...]:
         """Launch a step, if there is one to launch, and collect the one before it, or this one."""
+        self._admit()
         suspects = self._suspects.next_group()
-        if suspects is None:
-            self._admit()
         flight = self._scheduler.plan(self._flights[-1] if self._flights else None, suspects)
         if flight is not None:
             self._launch(flight)

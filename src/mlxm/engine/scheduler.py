@@ -69,15 +69,12 @@ class Scheduler:
         return admitted
 
     def end(self, sequence: Sequence) -> None:
-        """Free at once all that a sequence holds; its siblings go on by themselves."""
+        """Free at once all that a sequence holds."""
         if sequence.state == "waiting":
             self.queue.remove(sequence)
         elif sequence.state == "running":
             self._leave(sequence)
         sequence.state = "over"
-        siblings, sequence.siblings = sequence.siblings, []
-        for sibling in siblings:
-            self.add(sibling)
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────
 
@@ -86,8 +83,7 @@ class Scheduler:
 
         Nobody is preempted while a step is in flight: its end may free what is missing.
         """
-        if members is None:
-            self._fork_siblings()
+        self._fork_siblings()
         while True:
             running = [sequence for sequence in members or self.running if sequence.state == "running"]
             flight = self._compose(running, in_flight)
