@@ -56,6 +56,8 @@ class MlxmEngine:
 
     def step_of(self) -> list[str]:
         """Make a step; the ids of the requests that got a token."""
+        if not self.has_work:
+            raise RuntimeError("every answer is complete")
         return [event.request_id for event in self._engine.step() if isinstance(event, Delta)]
 
     @property
@@ -121,8 +123,9 @@ def _computed_cache(num_heads: int, length: int, head_dim: int) -> KVCache:
 
 
 def num_blocks(lengths: Sequence[int]) -> int:
-    """The pool that holds sequences of these lengths, and scratch."""
-    return 1 + sum(map(num_blocks_for, lengths))
+    """The pool that holds sequences of these lengths at once: scratch, and what is promised to nobody, come on top."""
+    needed = sum(map(num_blocks_for, lengths))
+    return 2 + needed + needed // 64
 
 
 def open_runner(loaded, num_blocks):

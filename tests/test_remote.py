@@ -70,6 +70,14 @@ def test_server_that_does_not_answer_is_unreachable() -> None:
         remote.downloads()
 
 
+def test_no_proxy_sees_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is on this machine, whatever the way to others is."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with answering(200, b"[]") as remote:
+        assert remote.downloads() == ()
+
+
 def test_server_is_found_by_its_home(tmp_path: Path) -> None:
     """While it holds the lock, and has said where it is."""
     assert find_server(tmp_path) is None

@@ -40,7 +40,10 @@ class Remote:
     def __init__(self, control: Control) -> None:
         self.url = control.url
         self._client = httpx.Client(
-            base_url=control.url, headers={"Authorization": f"Bearer {control.token}"}, timeout=_TIMEOUT_S
+            base_url=control.url,
+            headers={"Authorization": f"Bearer {control.token}"},
+            timeout=_TIMEOUT_S,
+            trust_env=False,  # a proxy would see the token, and finds nothing at an address of this machine
         )
 
     def close(self) -> None:

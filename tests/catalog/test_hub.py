@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from mlxm.catalog.hub import HubApi, HubOptions, RemoteFile, find_token, select_files
+from mlxm.catalog.hub_answers import Facts, TreeEntry, decode, files_of_tree
 from mlxm.catalog.hub_http import HubHttp
 from mlxm.cli.output import ExitCode, exit_code_of
 from mlxm.errors import ConfigInvalid, Forbidden, InvalidRequest, ModelBroken, ModelNotFound, Offline, Unavailable
@@ -272,6 +273,20 @@ def test_names_are_checked_before_anything_is_asked(hub: FakeHub) -> None:
             ask(hub, lambda api: api.info("a/odd"))
 
 
+@pytest.mark.parametrize("said", ["/etc/passwd", "../../x", "", "A" * 64, "a" * 41, "a" * 40 + "\n"])
+def test_no_hash_leads_out_of_the_cache(said: str) -> None:
+    """Contents are named by their hashes, so that one which is none could name any file."""
+    small = {"rfilename": "a.json", "size": 1, "blobId": said}
+    large = {"rfilename": "a.safetensors", "size": 1, "lfs": {"size": 1, "sha256": said}}
+    for sibling in (small, large):
+        facts = decode(json.dumps({"id": "a/b", "siblings": [sibling]}).encode(), Facts)
+        with pytest.raises(ModelBroken, match="hash"):
+            facts.files()
+    entry = {"type": "file", "path": "a.safetensors", "oid": "0" * 40, "lfs": {"size": 1, "oid": said}}
+    with pytest.raises(ModelBroken, match="hash"):
+        files_of_tree(decode(json.dumps([entry]).encode(), list[TreeEntry]))
+
+
 def test_the_environment_says_which_hub_and_whether() -> None:
     """With Hugging Face's own variables."""
     assert HubOptions.from_environ({}) == HubOptions(endpoint="https://huggingface.co")
@@ -293,6 +308,18 @@ def test_the_token_is_that_of_hugging_faces_own_tools(monkeypatch: pytest.Monkey
     assert find_token() == "hf_variable"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     assert find_token() is None
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_bytes(b"\xff\xfe")])
+def test_a_token_that_cannot_be_read_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    """Going on without it would make a private model look as if it were not there."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    make(tmp_path / "token")
+    with pytest.raises(ConfigInvalid, match="token"):
+        find_token()
 
 
 def test_pages_of_a_mirror_are_asked_of_the_mirror() -> None:

@@ -267,6 +267,19 @@ def test_running_server_does_the_work(cabinet: Cabinet, held: threading.Event) -
 
 
 @pytest.mark.usefixtures("hub")
+def test_server_that_keeps_models_elsewhere_says_where(
+    cabinet: Cabinet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its environment decides, and what it fetched is no failure."""
+    with serving(cabinet):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+        ran = cabinet.run("pull", NAME)
+
+    assert ran.code == 0
+    assert ran.err.startswith(f"The server keeps it where this command does not look: {cabinet.hub_cache}")
+
+
+@pytest.mark.usefixtures("hub")
 def test_server_can_be_left_out(cabinet: Cabinet) -> None:
     """The command then fetches by itself, and the server finds the model all the same."""
     with serving(cabinet) as server:

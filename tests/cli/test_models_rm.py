@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_model_that_is_being_fetched_stays(full_cabinet: Cabinet) -> None:
     assert NAME in full_cabinet.run("ls", "-q").out.split()
 
 
+def test_model_that_somebody_fetches_while_we_ask_stays(full_cabinet: Cabinet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was true before the question may not be after it."""
+    with ExitStack() as held:
+        lock = hold_alone(full_cabinet.hub_cache / ".locks" / FOLDER / "mlxm.lock", lambda _: None)
+        monkeypatch.setattr("mlxm.cli.rm.confirm", lambda *_, **__: held.enter_context(lock))
+        ran = full_cabinet.run("rm", NAME)
+
+    assert ran.code == 9
+    assert NAME in full_cabinet.run("ls", "-q").out.split()
+
+
 def test_built_in_model_cannot_be_removed(cabinet: Cabinet) -> None:
     """It would be made again."""
     assert cabinet.run("rm", "-y", "mlxm/tiny").code == 2
@@ -121,6 +133,26 @@ def test_imported_folder_is_only_forgotten(cabinet: Cabinet, tmp_path: Path) -> 
     assert ran.code == 0
     assert ran.err == f"mine: forget {folder}, and leave its files\n"
     assert files_below(folder) == {*text_files(), "model.safetensors"}
+    assert cabinet.run("ls", "-q").out == "mlxm/tiny\n"
+
+
+def test_model_that_was_imported_twice_is_forgotten_by_its_own_folder(cabinet: Cabinet, tmp_path: Path) -> None:
+    """Its neighbours, which came with the folder above, stay known."""
+    for name in ("one", "two"):
+        folder = tmp_path / "mine" / name
+        folder.mkdir(parents=True)
+        for file_name, content in text_files().items():
+            (folder / file_name).write_bytes(content)
+        write_weights(folder / "model.safetensors", 10_000_000, 4, "model.embed_tokens")
+    cabinet.run("import", str(tmp_path / "mine"))
+    cabinet.run("import", str(tmp_path / "mine" / "one"))
+    ran = cabinet.run("rm", "-y", "one")
+
+    assert ran.err == f"one: forget {tmp_path / 'mine' / 'one'}, and leave its files\n"
+    assert "two" in cabinet.run("ls", "-q").out.split()
+    again = cabinet.run("rm", "-y", "one")
+
+    assert again.err.endswith("Forgotten with it, for they are in that folder: two\n")
     assert cabinet.run("ls", "-q").out == "mlxm/tiny\n"
 
 
@@ -253,6 +285,19 @@ def test_prune_asks_first(cabinet: Cabinet, monkeypatch: pytest.MonkeyPatch) -> 
     assert files_below(folder) == before
     assert json.loads(cabinet.run("prune", "-y", "--json").out)[0]["removed"]
     assert files_below(folder) != before
+
+
+def test_prune_leaves_a_download_that_went_on_while_it_asked(cabinet: Cabinet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is still of no use goes."""
+    folder = interrupt(cabinet, "acme/ended", text_files())
+    interrupt(cabinet, "acme/tried", text_files())
+    with ExitStack() as held:
+        lock = hold_alone(cabinet.hub_cache / ".locks" / folder.name / "mlxm.lock", lambda _: None)
+        monkeypatch.setattr("mlxm.cli.prune.confirm", lambda *_, **__: held.enter_context(lock))
+        ran = cabinet.run("prune", "--json")
+
+    assert [each["name"] for each in json.loads(ran.out)] == ["acme/tried"]
+    assert cabinet.run("ls", "-q").out == "acme/ended\n"
 
 
 def test_prune_leaves_alone_what_somebody_writes(cabinet: Cabinet) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -182,22 +181,17 @@ def test_nothing_runs_ahead_while_a_culprit_is_sought() -> None:
     """So that a step that fails is known to be the culprit's."""
     harness, sequence = with_bad_one(runs_ahead=True)
     harness.run_until(lambda: len(harness.tokens("bad")) == 10)
-    order: list[str] = []
+    in_flight: list[int] = []
 
     def launch(plan: Plan) -> None:
-        order.append("launch")
+        in_flight.append(len(harness.runner._launched))
         raise_for(sequence, 0)(plan)
 
-    def collect(_plan: Plan) -> None:
-        order.append("collect")
-
     harness.runner.faults.launch = launch
-    harness.runner.faults.collect = collect
     harness.run_until(lambda: "bad" not in harness.engine._requests)
-    fruitless = [place for place, (one, other) in enumerate(pairwise(order)) if one == other == "launch"]
-    assert order[:2] == ["launch", "collect"]
-    assert len(fruitless) == 3
-    assert order.count("launch") - order.count("collect") == 4 - 1
+    assert in_flight[0] == 1
+    assert set(in_flight[1:]) == {0}
+    assert len(in_flight) > 3
 
 
 def test_who_is_cancelled_while_its_step_fails_is_not_sought() -> None:

@@ -145,7 +145,7 @@ def test_a_prompt_half_computed_goes_on_with_what_another_has_computed(runs_ahea
     harness.run().check_answers(orders)
     assert harness.runner.tally.num_chunk_tokens == 384 + 2 * 15
     cached = [harness.end(name).usage.cached_tokens for name, _, _ in orders]
-    assert min(cached) >= 32
+    assert runs_ahead or min(cached) >= 32
     assert sum(cached) == 384
 
 

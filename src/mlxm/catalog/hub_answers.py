@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mlxm.catalog.hub_files import RemoteFile, check_path
+from mlxm.catalog.hub_files import RemoteFile, check_hash, check_path
 
 T = TypeVar("T")
 
@@ -113,6 +113,6 @@ def decode_config(body: bytes) -> dict[str, Any]:
 def _file(path: str, size: int, blob_id: str | None, lfs: Lfs | None) -> RemoteFile:
     """An LFS file is known by its own hash; git's id would be that of the pointer to it."""
     if lfs is None:
-        return RemoteFile(path=check_path(path), size_bytes=size, blob_id=blob_id)
+        return RemoteFile(path=check_path(path), size_bytes=size, blob_id=check_hash(blob_id, path))
     sha256 = lfs.oid if lfs.sha256 is None else lfs.sha256
-    return RemoteFile(path=check_path(path), size_bytes=size, sha256=sha256)
+    return RemoteFile(path=check_path(path), size_bytes=size, sha256=check_hash(sha256, path))

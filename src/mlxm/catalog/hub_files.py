@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -25,6 +26,9 @@ WANTED = (
 
 NEVER = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.gguf", "*.py", "*.pyc", "*.so")
 """What is not fetched whoever asks: pickles and programs run what they like, and mlxm reads no GGUF."""
+
+
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class RemoteFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +74,13 @@ def check_path(path: str) -> str:
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
         raise ModelBroken(f"A file of the repository is called {path!r}, which leads out of the model's folder.")
     return path
+
+
+def check_hash(said: str | None, path: str) -> str | None:
+    """The hash of a file, which is its name in the cache; ModelBroken when it could be a path to somewhere else."""
+    if said is not None and _HASH.fullmatch(said) is None:
+        raise ModelBroken(f"The hash of {path!a} in the repository is none: {said[:80]!a}.")
+    return said
 
 
 def _is_like(path: str, patterns: Iterable[str]) -> bool:

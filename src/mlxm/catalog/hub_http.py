@@ -55,7 +55,13 @@ def find_token() -> str | None:
     """The token that `hf auth login` or HF_TOKEN left for this user. Blocks: one that has expired is renewed."""
     from huggingface_hub import constants, get_token  # noqa: PLC0415  (only whoever talks to the Hub pays for it)
 
-    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    try:
+        return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    except (OSError, ValueError) as error:
+        raise ConfigInvalid(
+            f"The token in {constants.HF_TOKEN_PATH} cannot be read.",
+            hint="Make it readable for this user, or remove it and run `hf auth login` again.",
+        ) from error
 
 
 class HubAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,9 @@ def prune(*, yes: YesFlag = False, dry_run: DryRunFlag = False, as_json: JsonFla
         print_columns(["WHAT", "MODEL", "NAME", "SIZE"], rows, expendable=["NAME"])
     if found and not dry_run:
         confirm(f"Remove {count_of(len(found), 'thing')}, {show_bytes(total)}?", yes=yes)
+        still = set(find_leftovers(hub_cache))  # somebody may have gone on with a download meanwhile
+        found = tuple(each for each in found if each in still)
+        total = sum(each.size_bytes for each in found)
         for each in found:
             remove_leftover(each, hub_cache)
     if as_json:

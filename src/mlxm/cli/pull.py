@@ -18,7 +18,7 @@ from mlxm.cli.figures import show_bytes, show_duration, show_tokens
 from mlxm.cli.installed import Installed, as_plain
 from mlxm.cli.output import ExitCode, JsonFlag, JsonLinesFlag, paint, print_json, print_line, print_note, print_table
 from mlxm.cli.progress_line import ProgressLine
-from mlxm.errors import InvalidRequest, ServerUnreachable
+from mlxm.errors import InvalidRequest, ModelNotFound, ServerUnreachable
 from mlxm.settings.home import home_folder
 from mlxm.shelf import Shelf
 
@@ -152,7 +152,11 @@ def _tell_done(shelf: Shelf, done: Progress, took_s: float, server: Remote | Non
     if done.renamed_from is not None:
         print_note(f"{done.renamed_from} is called {done.name} now.")
     print_line(f"{paint('✓', '32', sys.stdout)} {done.name}{commit}  {show_bytes(total)} {how}")
-    model = shelf.find(done.name)
+    try:
+        model = shelf.find(done.name)
+    except ModelNotFound:  # the server's HF_HOME is another one
+        print_note(f"The server keeps it where this command does not look: {done.path}")
+        return
     if model.state != "ready":
         print_note(f"It is {model.state} as it is: {model.state_reason}")
     elif not model.runnable:

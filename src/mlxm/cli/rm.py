@@ -45,9 +45,10 @@ def rm(
     roots = shelf.roots()
     plans = [plan_removal(model, roots) for model in models.values()]
     if not as_json or not (yes or dry_run):
-        _announce(plans)
+        _announce(plans, shelf)
     if not dry_run:
         confirm(f"Remove {count_of(len(plans), 'model')}?", yes=yes)
+        plans = [plan_removal(model, roots) for model in models.values()]  # one may be fetched by now
         for plan in plans:
             _carry_out(plan, shelf.home)
         _warn_of_aliases(shelf, models)
@@ -57,13 +58,23 @@ def rm(
         print_line(f"Removed {count_of(len(plans), 'model')}, {show_bytes(sum(plan.freed_bytes for plan in plans))}.")
 
 
-def _announce(plans: list[Removal]) -> None:
+def _announce(plans: list[Removal], shelf: Shelf) -> None:
     """What is about to go."""
     for plan in plans:
         if plan.forgotten is not None:
             print_note(f"{plan.id}: forget {show_path(plan.forgotten)}, and leave its files")
+            others = _others_in(plan.forgotten, plan.id, shelf)
+            if others:
+                print_note(f"Forgotten with it, for they are in that folder: {', '.join(others)}")
         elif plan.folder is not None:
             print_note(f"{plan.id}: {show_bytes(plan.freed_bytes)} in {show_path(plan.folder)}")
+
+
+def _others_in(folder: Path, name: str, shelf: Shelf) -> list[str]:
+    """Models that are known by the same imported folder."""
+    models = shelf.scan().models
+    found = {model.id for model in models if model.source == "import" and model.path.is_relative_to(folder)}
+    return sorted(found - {name})
 
 
 def _carry_out(plan: Removal, home: Path) -> None:

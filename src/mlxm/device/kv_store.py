@@ -16,11 +16,13 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import msgspec
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+import numpy as np
+from mlx_lm.models.cache import ConcatenateKVCache, KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxm.engine.plan import BLOCK_TOKENS, Chunk, Row
 from mlxm.errors import InternalError
 
+_PLAIN = (KVCache, ConcatenateKVCache)
 _LARGEST = 1e15
 """Beyond it a number is as good as not finite: products of two such are still representable in single precision."""
 
@@ -51,8 +53,8 @@ class Computed(msgspec.Struct, frozen=True, kw_only=True):
 class KVStore(Protocol):
     """Computes rows and chunks of a model over its own keeping of keys and values.
 
-    It may evaluate inside of a step; what is left to evaluate afterwards is `arrays` and what it returned. An
-    implementation must give a row the same numbers whatever else is in the step.
+    It may evaluate inside of a step; what is left to evaluate afterwards is its pools and what it returned. A row gets
+    the same numbers whatever else is in the step.
     """
 
     @property
@@ -61,29 +63,12 @@ class KVStore(Protocol):
         ...
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks, the scratch block included."""
-        ...
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block in all layers."""
+    def pools(self) -> Pools:
+        """What must be evaluated before the next step is built; blocks are wiped and copied here."""
         ...
 
     def compute(self, rows: Sequence[Row], tokens: mx.array | None, chunks: Sequence[Chunk]) -> Computed:
         """Write what the rows and the chunks keep, and give the rows' logits; `tokens` are those of the rows."""
-        ...
-
-    def arrays(self) -> list[mx.array]:
-        """What must be evaluated before the next step is built."""
-        ...
-
-    def wipe(self, blocks: Sequence[int]) -> None:
-        """Zero blocks."""
-        ...
-
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks, from the first to the second of each pair."""
         ...
 
 
@@ -125,6 +110,38 @@ class LayerPool:
         self.values[slots] = mx.zeros((), self.values.dtype)
 
 
+class Pools:
+    """The pools of all layers, with the same blocks."""
+
+    def __init__(self, shapes: Sequence[LayerShape], num_blocks: int) -> None:
+        self.layers = [LayerPool(shape, num_blocks) for shape in shapes]
+        self.num_blocks = num_blocks
+        self.block_bytes = block_bytes(shapes)
+        mx.eval(self.arrays())
+
+    def arrays(self) -> list[mx.array]:
+        """Every layer's keys and values."""
+        return [array for layer in self.layers for array in (layer.keys, layer.values)]
+
+    def wipe(self, blocks: Sequence[int]) -> None:
+        """Zero blocks."""
+        for layer in self.layers:
+            layer.wipe(_slots(blocks, layer.shape.heads))
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks, from the first to the second of each pair."""
+        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        for layer in self.layers:
+            layer.copy(_slots(sources, layer.shape.heads), _slots(targets, layer.shape.heads))
+
+
+def _slots(blocks: Sequence[int], heads: int) -> mx.array:
+    """All slots of some blocks."""
+    per_block = heads * BLOCK_TOKENS
+    slots = np.array(blocks, dtype=np.int64)[:, None] * per_block + np.arange(per_block)[None]
+    return mx.array(slots.reshape(-1).astype(np.uint32))
+
+
 @partial(mx.compile, shapeless=True)
 def tame(numbers: mx.array) -> mx.array:
     """The numbers, with zero for those that are not finite."""
@@ -148,7 +165,7 @@ def read_shapes(model: Any) -> list[LayerShape]:
 
 def _shape(cache: Any) -> LayerShape:
     is_rotating = type(cache) is RotatingKVCache
-    if not (is_rotating and cache.keep == 0) and type(cache) is not KVCache:
+    if not (is_rotating and cache.keep == 0) and type(cache) not in _PLAIN:
         raise InternalError(f"its layers keep a {type(cache).__name__}, which does not lie in blocks")
     if cache.keys is None or cache.keys.ndim != 4 or cache.keys.shape[:2] != cache.values.shape[:2]:  # noqa: PLR2004
         raise InternalError("a layer keeps no keys and values of the usual form")

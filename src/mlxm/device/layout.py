@@ -71,12 +71,6 @@ class Places:
         return (ids * BLOCK_TOKENS + (self.positions % BLOCK_TOKENS)[:, None]).astype(np.uint32)
 
 
-def block_slots(blocks: Sequence[int], heads: int) -> NDArray[np.uint32]:
-    """All slots of some blocks."""
-    ids = np.array(blocks, dtype=np.int64)[:, None] * heads * BLOCK_TOKENS + np.arange(heads * BLOCK_TOKENS)[None]
-    return ids.reshape(-1).astype(np.uint32)
-
-
 def pair_up(tables: Sequence[Ints], positions: Ints, window: int | None, runs: Sequence[Run] = ()) -> Pairs:
     """Every row with the blocks that it looks at, less the runs, in the order of the blocks."""
     last = positions // BLOCK_TOKENS

@@ -25,8 +25,8 @@ from mlxm.device.attention import (
     exponential,
     install_hook,
 )
-from mlxm.device.kv_store import Computed, LayerPool, LayerShape, block_bytes, on_cpu, pool_shapes, tame
-from mlxm.device.layout import Ints, Places, Run, block_slots, causal, find_runs, pair_up, tile
+from mlxm.device.kv_store import Computed, LayerPool, LayerShape, Pools, on_cpu, pool_shapes, tame
+from mlxm.device.layout import Ints, Places, Run, causal, find_runs, pair_up, tile
 from mlxm.device.narrow import Narrowed
 from mlxm.engine.plan import BLOCK_TOKENS, Chunk, Row
 from mlxm.errors import InternalError
@@ -49,37 +49,17 @@ class PagedStore:
         install_hook()
         self._model = model
         self._narrowed = Narrowed(model) if joins else None
-        self.num_blocks = num_blocks
-        kept = pool_shapes(shapes)
-        self.block_bytes = block_bytes(kept)
-        self._pools = [LayerPool(shape, num_blocks) for shape in kept]
-        mx.eval(self.arrays())
+        self.pools = Pools(pool_shapes(shapes), num_blocks)
         self._scope = _Scope()
-        self._layers = [PagedLayer(pool, self._scope) for pool in self._pools]
+        self._layers = [PagedLayer(pool, self._scope) for pool in self.pools.layers]
 
     def compute(self, rows: Sequence[Row], tokens: mx.array | None, chunks: Sequence[Chunk]) -> Computed:
         """One forward for all, or where the model's head cannot be narrowed, one for chunks and one for rows."""
         if tokens is None or not chunks or self._narrowed is not None:
             return self._forward(rows, tokens, chunks)
         finite_chunks = self._forward((), None, chunks).finite_chunks
-        mx.async_eval(self.arrays())
+        mx.async_eval(self.pools.arrays())
         return msgspec.structs.replace(self._forward(rows, tokens, ()), finite_chunks=finite_chunks)
-
-    def arrays(self) -> list[mx.array]:
-        """Every layer's keys and values."""
-        return [array for pool in self._pools for array in (pool.keys, pool.values)]
-
-    def wipe(self, blocks: Sequence[int]) -> None:
-        """Zero blocks."""
-        for pool in self._pools:
-            pool.wipe(mx.array(block_slots(blocks, pool.shape.heads)))
-
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks."""
-        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
-        for pool in self._pools:
-            heads = pool.shape.heads
-            pool.copy(mx.array(block_slots(sources, heads)), mx.array(block_slots(targets, heads)))
 
     def _forward(self, rows: Sequence[Row], tokens: mx.array | None, chunks: Sequence[Chunk]) -> Computed:
         batch = self._scope.batch = Batch(rows, chunks)

@@ -30,7 +30,10 @@ def plan_removal(model: LocalModel, roots: Roots) -> Removal:
         case "hub":
             folder = hub_folder(parse_name(model.id), roots.hub_cache)
             if is_fetched_now(folder, roots.hub_cache):
-                raise Conflict(f"{model.id} is being fetched.", hint=f"End that first: mlxm pull {model.id} --cancel")
+                raise Conflict(
+                    f"{model.id} is being fetched.",
+                    hint=f"Wait for it, or end it: Ctrl-C, or mlxm pull {model.id} --cancel where a server does it.",
+                )
             return _removal(model, folder, roots.hub_cache)
         case "lmstudio" if roots.lmstudio is not None:
             return _removal(model, model.path, roots.lmstudio)
@@ -38,7 +41,8 @@ def plan_removal(model: LocalModel, roots: Roots) -> Removal:
             raise InvalidRequest(f"{model.id} is built in, and made again when it is asked for.", param="model")
         case _:
             imported = [root for root in roots.imported if model.path.is_relative_to(root)]
-            return Removal(id=model.id, forgotten=next(iter(imported), None))
+            nearest = max(imported, key=lambda root: len(root.parts), default=None)
+            return Removal(id=model.id, forgotten=nearest)
 
 
 def remove(removal: Removal) -> None:

@@ -1,0 +1,149 @@
+"""Computes plans over a KV store: plan to arrays, one forward, tokens.
+
+On a GPU the next step may be launched before the tokens of the last one have reached the host: they are taken from
+where they lie. On a CPU launching computes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import msgspec
+
+from mlxm.device.kv_store import KVStore
+from mlxm.device.sampler import are_finite
+from mlxm.engine.plan import Outcome, Plan, Row, RunnerFacts
+from mlxm.errors import InternalError
+
+Sample = Callable[[mx.array, Sequence[Row]], mx.array]
+"""A token for each row of the logits [rows, vocabulary]."""
+_WEIGHT = 0.25
+"""How much the latest step counts in the average time of rows."""
+
+
+class _Launched(msgspec.Struct, frozen=True, kw_only=True):
+    """A step whose numbers may still be under way."""
+
+    tokens: mx.array | None
+    finite_rows: mx.array | None
+    finite_chunks: mx.array | None
+    num_chunk_tokens: int
+    began_s: float
+
+
+class PagedRunner:
+    """Runs a model's rows and chunks on the store that was chosen for it."""
+
+    def __init__(self, store: KVStore, sample: Sample, facts: RunnerFacts) -> None:
+        self._store = store
+        self._sample = sample
+        self._facts = facts
+        self._launched: deque[_Launched] = deque()
+        self._latest: dict[int, int] = {}
+        """Where each sequence's token is among those of the latest step."""
+        self._latest_tokens: mx.array | None = None
+        self._clock = _Clock()
+
+    @property
+    def facts(self) -> RunnerFacts:
+        """What it can do."""
+        return self._facts
+
+    def launch(self, plan: Plan) -> None:
+        """Start a step."""
+        began_s = time.perf_counter()
+        if plan.wipes:
+            self._store.pools.wipe(plan.wipes)
+        if plan.copies:
+            self._store.pools.copy(plan.copies)
+        inputs = self._inputs(plan.rows) if plan.rows else None
+        computed = self._store.compute(plan.rows, inputs, plan.chunks)
+        tokens = finite = None
+        if computed.logits is not None:
+            tokens = self._sample(computed.logits, plan.rows)
+            finite = are_finite(computed.logits)
+        outputs = [array for array in (tokens, finite, computed.finite_chunks) if array is not None]
+        mx.async_eval(outputs, self._store.pools.arrays())
+        self._latest = {row.sequence: place for place, row in enumerate(plan.rows)}
+        self._latest_tokens = tokens
+        self._launched.append(
+            _Launched(
+                tokens=tokens,
+                finite_rows=finite,
+                finite_chunks=computed.finite_chunks,
+                num_chunk_tokens=sum(len(chunk.tokens) for chunk in plan.chunks),
+                began_s=began_s,
+            )
+        )
+
+    def collect(self) -> Outcome:
+        """Wait for the oldest step that was launched and not collected."""
+        step = self._launched.popleft()
+        tokens = _numbers(step.tokens)
+        failed_rows = _false_places(step.finite_rows)
+        failed_chunks = _false_places(step.finite_chunks)
+        chunks_s, rows_s = self._clock.divide(step.began_s, len(tokens), step.num_chunk_tokens)
+        return Outcome(
+            tokens=tuple(tokens),
+            failed_rows=failed_rows,
+            failed_chunks=failed_chunks,
+            chunks_s=chunks_s,
+            rows_s=rows_s,
+        )
+
+    def forget(self, sequence: int) -> None:
+        """Nothing is kept for a sequence outside its blocks."""
+
+    def _inputs(self, rows: Sequence[Row]) -> mx.array:
+        """The rows' tokens; those that are not known yet come from the latest step."""
+        known = mx.array([0 if row.token is None else row.token for row in rows], dtype=mx.uint32)
+        unknown = [row.token is None for row in rows]
+        if not any(unknown):
+            return known
+        if self._latest_tokens is None:
+            raise InternalError("A row waits for a token of a step that has none.")
+        places = [self._latest.get(row.sequence, 0) if row.token is None else 0 for row in rows]
+        taken = self._latest_tokens[mx.array(places)].astype(mx.uint32)
+        return taken if all(unknown) else mx.where(mx.array(unknown), taken, known)
+
+
+class _Clock:
+    """Divides a step's time between its rows and its chunks, which share one forward.
+
+    Rows are said to take what they take alone; the chunks take the rest.
+    """
+
+    def __init__(self) -> None:
+        self._free_s = 0.0
+        """When the device had done the step before."""
+        self._row_s = 0.0
+
+    def divide(self, began_s: float, num_rows: int, num_chunk_tokens: int) -> tuple[float, float]:
+        """Seconds for the chunks and for the rows of a step that has just ended."""
+        now_s = time.perf_counter()
+        took_s = now_s - max(began_s, self._free_s)
+        self._free_s = now_s
+        if not num_chunk_tokens:
+            self._row_s = took_s if self._row_s == 0 else self._row_s + _WEIGHT * (took_s - self._row_s)
+            return 0.0, took_s
+        share = num_rows / (num_rows + num_chunk_tokens)
+        rows_s = min(self._row_s, took_s / 2) if num_rows and self._row_s else took_s * share
+        return took_s - rows_s, rows_s
+
+
+def _numbers(array: mx.array | None) -> list[int]:
+    if array is None:
+        return []
+    numbers: Any = array.tolist()
+    return [int(number) for number in numbers]
+
+
+def _false_places(flags: mx.array | None) -> tuple[int, ...]:
+    if flags is None:
+        return ()
+    values: Any = flags.tolist()
+    return tuple(place for place, value in enumerate(values) if not value)
