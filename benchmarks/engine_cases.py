@@ -18,12 +18,13 @@ from benchmarks.engine_contenders import (
     MlxmEngine,
     OneAtATime,
     Peer,
+    blocks_for,
     computed_caches,
-    num_blocks,
 )
 from benchmarks.engine_limits import Size, bytes_per_s, flops_per_s
 from benchmarks.report import Gate, Report, Value, median_ratio
-from mlxm.device.loader import LoadedModel, load
+from mlxm.device.choice import RunnerOptions
+from mlxm.device.loader import load
 from mlxm.testing import build_models
 
 _VOCABULARY = 32000
@@ -54,16 +55,49 @@ _COMMON = {
     "max_position_embeddings": _CONTEXT,
 }
 _NUM_ROWS = 16
-_STEPS_PER_ROUND = 8
+_SPARE_STEPS = 64
+"""In which those that start first wait for the last, and all get warm."""
 _WARM_UP_STEPS = 3
 _NUM_STREAMS = 8
 _STREAM_TOKENS = 512
-_LONG_PROMPT = 4000
 _QUIET_STEPS = 32
 _WARM_PREFIX = 1000
 _OWN_TOKENS = 8
 
 _Row = dict[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is measured, and of what length."""
+
+    models: tuple[str, ...]
+    num_rounds: int
+    steps_per_round: int
+    num_runs: int
+    run_tokens: int
+    longest_run_prompt: int
+    long_prompt: int
+
+
+FULL = Effort(
+    models=("30M", "150M"),
+    num_rounds=5,
+    steps_per_round=8,
+    num_runs=3,
+    run_tokens=64,
+    longest_run_prompt=1024,
+    long_prompt=4000,
+)
+QUICK = Effort(
+    models=("30M",),
+    num_rounds=3,
+    steps_per_round=3,
+    num_runs=1,
+    run_tokens=16,
+    longest_run_prompt=512,
+    long_prompt=2000,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,24 +143,25 @@ class Cases:
         rows: list[_Row] = []
         gated: Mapping[str, float] = {}
         with tempfile.TemporaryDirectory(prefix="mlxm-bench-") as folder:
-            for name in ["30M"] if is_quick else list(_SIZES):
-                model_rows, gated = self._measure_model(name, Path(folder), is_quick=is_quick)
+            effort = QUICK if is_quick else FULL
+            for name in effort.models:
+                model_rows, gated = self._measure_model(name, Path(folder), effort)
                 rows += model_rows
         gates = [_gate(name, value) for name, value in gated.items()]
         return Report(rows=tuple(rows), gates=tuple(gates))
 
-    def _measure_model(self, name: str, folder: Path, *, is_quick: bool) -> tuple[list[_Row], Mapping[str, float]]:
+    def _measure_model(self, name: str, folder: Path, effort: Effort) -> tuple[list[_Row], Mapping[str, float]]:
         config = {**_COMMON, **_SIZES[name]}
         path = build_models({name: config}, folder)[name]
-        bench = Bench(load(path, lambda _done, _total: None), is_quick=is_quick)
-        rows: list[_Row] = [{"model": name, "case": "machine"} | bench.machine_row()]
+        bench = Bench(path, effort)
+        rows: list[_Row] = [{"model": name, "case": "machine", **bench.machine_row()}]
         gated: dict[str, float] = {}
         for case, measure in bench.cases.items():
             if self._only and case not in self._only:
                 continue
             mx.clear_cache()
             result = measure()
-            rows.append({"model": name, "case": case} | result.row)
+            rows.append({"model": name, "case": case, **result.row})
             gated |= result.gated
         return rows, gated
 
@@ -134,12 +169,11 @@ class Cases:
 class Bench:
     """The cases on one model."""
 
-    def __init__(self, loaded: LoadedModel, *, is_quick: bool) -> None:
-        self._loaded = loaded
+    def __init__(self, folder: Path, effort: Effort) -> None:
+        self._folder = folder
+        self._loaded = loaded = load(folder, lambda _done, _total: None)
         self._size = Size.of(loaded.model)
-        self._num_rounds = 3 if is_quick else 5
-        self._num_runs = 1 if is_quick else 3
-        self._num_new = 32 if is_quick else 64
+        self._effort = effort
         self._random = random.Random(0)  # noqa: S311  # the same prompts every time
 
     @cached_property
@@ -183,7 +217,7 @@ class Bench:
     ) -> Result:
         """Milliseconds of a step with a row for each prompt, all prompts computed before."""
         lengths = [len(prompt) for prompt in prompts]
-        num_new = (self._num_rounds + 1) * _STEPS_PER_ROUND * 4
+        num_new = _SPARE_STEPS + self._effort.num_rounds * self._effort.steps_per_round
         ours = self._ours([length + num_new for length in lengths])
         self._start_together(ours, prompts, num_new)
         peer = Peer(self._loaded.model)
@@ -191,7 +225,7 @@ class Bench:
         contenders: dict[str, Contender] = {"mlxm": ours, "batch_generator": peer}
         if alone is not None:
             contenders["one_at_a_time"] = alone
-        times = _interleaved(contenders, self._num_rounds)
+        times = _interleaved(contenders, self._effort)
         limit_s = self._size.decode_s(lengths, sum(lengths) - num_shared * (len(prompts) - 1))
         ratio = median_ratio(times["batch_generator"], times["mlxm"])
         row: _Row = {f"{name}_ms": _ms(median(values)) for name, values in times.items()}
@@ -210,28 +244,29 @@ class Bench:
     # ── whole runs ───────────────────────────────────────────────────────────────────────────────
 
     def _run_mixed(self) -> Result:
-        return self._run("run_mixed", _spread(64, 1024), with_memory=True)
+        return self._run("run_mixed", _spread(64, self._effort.longest_run_prompt), with_memory=True)
 
     def _run(self, name: str, lengths: list[int], *, with_memory: bool = False) -> Result:
         """Seconds from the arrival of all prompts to the end of the last answer."""
         runs: dict[str, list[_Run]] = {"mlxm": [], "batch_generator": []}
-        for number in range(self._num_runs):
+        for number in range(self._effort.num_runs):
             prompts = self._prompts(lengths)
             for contender in _turn(list(runs), number):
                 work = self._run_ours if contender == "mlxm" else self._run_peer
                 runs[contender].append(_measured(lambda work=work, prompts=prompts: work(prompts)))
         ours, peer = runs["mlxm"], runs["batch_generator"]
         ratio = median_ratio([run.cpu_s for run in peer], [run.cpu_s for run in ours])
-        limit_s = sum(map(self._size.prefill_s, lengths)) + self._num_new * self._size.decode_s(
-            [length + self._num_new // 2 for length in lengths]
+        limit_s = sum(map(self._size.prefill_s, lengths)) + self._effort.run_tokens * self._size.decode_s(
+            [length + self._effort.run_tokens // 2 for length in lengths]
         )
-        row: _Row = {f"{name}_s": _two(median(run.cpu_s for run in values)) for name, values in runs.items()}
+        row: _Row = {"prompts": f"{min(lengths)}-{max(lengths)}", "new_tokens": self._effort.run_tokens}
+        row |= {f"{name}_s": _two(median(run.cpu_s for run in values)) for name, values in runs.items()}
         row |= {"limit_s": _two(limit_s), "ratio": _two(ratio)}
         row["limit"] = _two(median(run.cpu_s for run in peer) / limit_s)
         gated = {name: ratio}
         if with_memory:
             memory = median(mine.peak_bytes / theirs.peak_bytes for mine, theirs in zip(ours, peer, strict=True))
-            least = (sum(lengths) + len(lengths) * self._num_new) * self._size.token_bytes
+            least = (sum(lengths) + len(lengths) * self._effort.run_tokens) * self._size.token_bytes
             row |= {
                 "mlxm_peak_mb": round(median(run.peak_bytes for run in ours) / 1e6),
                 "batch_generator_peak_mb": round(median(run.peak_bytes for run in peer) / 1e6),
@@ -242,15 +277,15 @@ class Bench:
         return Result(row=row, gated=gated)
 
     def _run_ours(self, prompts: Sequence[Sequence[int]]) -> None:
-        ours = self._ours([len(prompt) + self._num_new for prompt in prompts])
+        ours = self._ours([len(prompt) + self._effort.run_tokens for prompt in prompts])
         for prompt in prompts:
-            ours.add(prompt, self._num_new)
+            ours.add(prompt, self._effort.run_tokens)
         while ours.has_work:
             ours.step()
 
     def _run_peer(self, prompts: Sequence[Sequence[int]]) -> None:
         peer = Peer(self._loaded.model)
-        peer.add_all(prompts, self._num_new)
+        peer.add_all(prompts, self._effort.run_tokens)
         while peer.num_open:
             peer.step()
 
@@ -260,7 +295,7 @@ class Bench:
         """CPU time to the first token of a prompt whose prefix is new, and of one whose prefix was there before."""
         ours = self._ours([2 * _CONTEXT])
         cold, warm = [], []
-        for _ in range(self._num_rounds):
+        for _ in range(self._effort.num_rounds):
             prefix = self._prompt(_WARM_PREFIX)
             cold.append(_first_token_s(ours, prefix + self._prompt(_OWN_TOKENS)))
             warm.append(_first_token_s(ours, prefix + self._prompt(_OWN_TOKENS)))
@@ -278,11 +313,11 @@ class Bench:
 
     def _fairness(self) -> Result:
         """Streams run while a long prompt arrives: how long their steps become, and the prompt's first token takes."""
-        alone_s = _first_token_s(self._ours([_LONG_PROMPT + 32]), self._prompt(_LONG_PROMPT))
-        ours = self._ours([_LONG_PROMPT + 32] + [_STREAM_TOKENS + 1024] * _NUM_STREAMS)
+        alone_s = _first_token_s(self._ours([self._effort.long_prompt + 32]), self._prompt(self._effort.long_prompt))
+        ours = self._ours([self._effort.long_prompt + 32] + [_STREAM_TOKENS + 1024] * _NUM_STREAMS)
         self._start_together(ours, self._prompts([_STREAM_TOKENS] * _NUM_STREAMS), 1024)
         quiet = [_timed_s(ours.step) for _ in range(_QUIET_STEPS)]
-        newcomer = ours.add(self._prompt(_LONG_PROMPT), 2)
+        newcomer = ours.add(self._prompt(self._effort.long_prompt), 2)
         busy: list[float] = []
         got: list[str] = []
         while newcomer not in got:
@@ -293,6 +328,7 @@ class Bench:
             "prompt_under_streams": sum(busy) / alone_s,
         }
         row: _Row = {
+            "long_prompt": self._effort.long_prompt,
             "quiet_ms": _ms(median(quiet)),
             "busy_p95_ms": _ms(p95_s),
             "ratio_step": _two(gated["step_p95_under_prompt"]),
@@ -300,14 +336,16 @@ class Bench:
             "under_streams_s": _two(sum(busy)),
             "ratio_prompt": _two(gated["prompt_under_streams"]),
             "num_steps": len(busy),
-            "alone_limit_s": _two(self._size.prefill_s(_LONG_PROMPT)),
+            "alone_limit_s": _two(self._size.prefill_s(self._effort.long_prompt)),
         }
         return Result(row=row, gated=gated)
 
     # ── parts ────────────────────────────────────────────────────────────────────────────────────
 
     def _ours(self, lengths: Sequence[int]) -> MlxmEngine:
-        return MlxmEngine(self._loaded, num_blocks(lengths))
+        """Our engine on the store that the product chooses, with a pool for sequences of these lengths."""
+        options = RunnerOptions(num_blocks=blocks_for(lengths), folder=self._folder, verdicts=self._folder / "verdicts")
+        return MlxmEngine(self._loaded, options)
 
     def _start_together(self, ours: MlxmEngine, prompts: Sequence[Sequence[int]], num_new: int) -> None:
         """Streams that all stand where their prompts end: these were computed before, and are found again."""
@@ -340,17 +378,17 @@ def _measured(work: Callable[[], None]) -> _Run:
     return _Run(cpu_s=cpu_s, peak_bytes=mx.get_peak_memory() - before_bytes)
 
 
-def _interleaved(contenders: Mapping[str, Contender], num_rounds: int) -> dict[str, list[float]]:
+def _interleaved(contenders: Mapping[str, Contender], effort: Effort) -> dict[str, list[float]]:
     """Seconds per step of each contender in each round."""
     for contender in contenders.values():
         while contender.step() < _NUM_ROWS:
             pass
         _run_steps(contender, _WARM_UP_STEPS)
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(num_rounds):
+    for number in range(effort.num_rounds):
         for name in _turn(list(contenders), number):
-            seconds = _timed_s(lambda name=name: _run_steps(contenders[name], _STEPS_PER_ROUND))
-            times[name].append(seconds / _STEPS_PER_ROUND)
+            seconds = _timed_s(lambda name=name: _run_steps(contenders[name], effort.steps_per_round))
+            times[name].append(seconds / effort.steps_per_round)
     return times
 
 

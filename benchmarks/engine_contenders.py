@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import KVCache
 
+from mlxm.device.choice import RunnerOptions, open_runner
 from mlxm.device.loader import LoadedModel
 from mlxm.engine.blocks import num_blocks_for
 from mlxm.engine.engine import Engine, EngineOptions
@@ -36,8 +37,8 @@ class Contender(Protocol):
 class MlxmEngine:
     """Our engine, on a runner with room for as many tokens as its prompts and answers will have."""
 
-    def __init__(self, loaded: LoadedModel, num_blocks: int) -> None:
-        runner = open_runner(loaded, num_blocks)
+    def __init__(self, loaded: LoadedModel, options: RunnerOptions) -> None:
+        runner = open_runner(loaded, options)
         self.kind = runner.facts.kind
         self._engine = Engine(runner, loaded.detokenizer, EngineOptions(vocab_size=loaded.vocab_size))
         self._num_orders = 0
@@ -122,14 +123,7 @@ def _computed_cache(num_heads: int, length: int, head_dim: int) -> KVCache:
     return cache
 
 
-def num_blocks(lengths: Sequence[int]) -> int:
+def blocks_for(lengths: Sequence[int]) -> int:
     """The pool that holds sequences of these lengths at once: scratch, and what is promised to nobody, come on top."""
     needed = sum(map(num_blocks_for, lengths))
     return 2 + needed + needed // 64
-
-
-def open_runner(loaded, num_blocks):
-    from mlxm.device.batch_caches import BatchCacheRunner
-    from mlxm.engine.plan import RunnerFacts
-    facts=RunnerFacts(kind='x',why='',num_blocks=num_blocks,max_rows=32,shares_prefixes=False,runs_ahead=False,block_bytes=1)
-    return BatchCacheRunner(loaded.model, lambda l,r: mx.argmax(l,axis=-1), facts, batches=True)
