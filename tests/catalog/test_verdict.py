@@ -39,7 +39,7 @@ def blob_of(snapshot: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda it: (it / SHARD.format(2)).unlink(), f"1 weight files are missing: {SHARD.format(2)}"),
+        (lambda it: (it / SHARD.format(2)).unlink(), f"1 weight file is missing: {SHARD.format(2)}"),
         (lambda it: [(it / name).unlink() for name in (SHARD.format(3), INDEX)], f"missing: {SHARD.format(3)}"),
         (lambda it: [path.unlink() for path in it.glob("model*safetensors")], "3 weight files are missing"),
         (lambda it: [path.unlink() for path in it.glob("model*")], "its weights are missing"),
@@ -49,8 +49,12 @@ def blob_of(snapshot: Path, name: str) -> Path:
         (lambda it: (it / "config.json").unlink(), "config.json is missing"),
         (lambda it: (it / "more").symlink_to("more"), "links to nothing: more"),
         (lambda it: (it / "model.safetensors.part").write_bytes(b""), "came in part: model.safetensors.part"),
-        (lambda it: (it / "../../blobs/ab12.9f.incomplete").write_bytes(b"x"), "1 files came in part"),
-        (lambda it: (it / "../../blobs/ab12.incomplete").write_bytes(b"x"), "1 files came in part"),
+        (lambda it: (it / "../../blobs/ab12.9f.incomplete").write_bytes(b"x"), "1 file came in part"),
+        (lambda it: (it / "../../blobs/ab12.incomplete").write_bytes(b"x"), "1 file came in part"),
+        (
+            lambda it: [(it / f"../../blobs/ab{n}.incomplete").write_bytes(b"x") for n in (1, 2)],
+            "2 files came in part",
+        ),
     ],
 )
 def test_an_incomplete_snapshot_is_never_ready(models: LocalModels, roots: Roots, damage: Damage, reason: str) -> None:

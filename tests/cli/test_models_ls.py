@@ -121,7 +121,9 @@ def test_built_in_model_stands_alone(cabinet: Cabinet) -> None:
     ran = cabinet.run("ls")
 
     assert ran.out.splitlines()[1].startswith("mlxm/tiny ")
-    assert ran.err == "Only the built-in model is here. Find others with: mlxm search qwen\n"
+    assert ran.err == "Only the built-in model is here. Find others with: mlxm search qwen\n" + (
+        "mlxm/tiny speaks gibberish: its weights are random, for trying things out.\n"
+    )
 
 
 def test_what_cannot_be_looked_into_is_told(full_cabinet: Cabinet) -> None:

@@ -54,7 +54,29 @@ def test_imported_folder_that_is_not_whole_is_told(cabinet: Cabinet, tmp_path: P
     ran = cabinet.run("import", str(folder))
 
     assert ran.code == 0
-    assert "half is incomplete: 1 weight files are missing" in ran.err
+    assert "half is incomplete: 1 weight file is missing" in ran.err
+
+
+def test_imported_folder_that_cannot_be_run_is_told(cabinet: Cabinet, tmp_path: Path) -> None:
+    """With the reason that the list has too."""
+    folder = write_model(tmp_path / "torch")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    ran = cabinet.run("import", str(folder))
+
+    assert (ran.code, ran.out) == (0, f"torch  {folder}\n")
+    assert ran.err.startswith("torch is unsupported: its weights are PyTorch")
+    assert ran.err.splitlines()[0].removeprefix("torch is ") in cabinet.run("show", "torch").out
+
+
+def test_folder_in_an_imported_one_is_refused(cabinet: Cabinet, tmp_path: Path) -> None:
+    """Its model is known already, by the name that it has there."""
+    folder = write_model(tmp_path / "models" / "me" / "one")
+    assert cabinet.run("import", str(tmp_path / "models")).code == 0
+    ran = cabinet.run("import", str(folder))
+
+    assert ran.code == 9
+    assert ran.err.startswith(f"error: {folder} lies in {tmp_path / 'models'}, which is imported already.\n")
+    assert cabinet.run("ls", "-q", "--filter", "source=import").out == "me/one\n"
 
 
 def test_folder_without_a_model_is_refused(cabinet: Cabinet, tmp_path: Path) -> None:

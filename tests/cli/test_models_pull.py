@@ -8,16 +8,18 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from mlxm.cli.fetching import LeftRunning, Order, fetch_there
 from mlxm.cli.progress_line import ProgressLine, describe
 from mlxm.downloads import Progress
 from mlxm.remote import Remote, find_server
+from mlxm.store.control import read_control
 from mlxm.testing.fake_hub import FakeHub, Mishap
 from tests.cli.model_cache import Cabinet, Terminal, check_golden, plain
 
@@ -187,6 +189,26 @@ def test_what_cannot_be_pulled_says_why_by_its_exit_code(cabinet: Cabinet, args:
     assert cabinet.run("ls", "-q").out == "mlxm/tiny\n"
 
 
+@pytest.mark.parametrize(
+    ("alias", "code", "message"),
+    [
+        ("no name", 2, "is no name of a model"),
+        ("mlxm/mine", 9, "belong to mlxm itself"),
+        ("acme/half-here", 9, "is the name of a model on this machine"),
+        (NAME, 9, "is the name of a model on this machine"),
+    ],
+)
+def test_alias_that_cannot_be_is_refused_before_anything_is_fetched(
+    cabinet: Cabinet, hub: FakeHub, alias: str, code: int, message: str
+) -> None:
+    """What would take long is not begun."""
+    cabinet.add("acme/half-here", {"config.json": b"{}"})
+    ran = cabinet.run("pull", NAME, "--alias", alias)
+
+    assert (ran.code, message in ran.err) == (code, True), ran.err
+    assert hub.requests == []
+
+
 def test_nothing_is_asked_when_offline(cabinet: Cabinet, hub: FakeHub) -> None:
     """Whether or not a server could."""
     assert cabinet.run("--offline", "pull", NAME).code == 7
@@ -295,6 +317,52 @@ def test_download_that_failed_in_the_server_is_an_error_here(cabinet: Cabinet, h
     assert ran.code == 4
     assert ran.err.startswith("error: The Hub has no model acme/gone.\n")
     assert hub.count("/api/models/acme/gone*") == 1
+
+
+@pytest.mark.usefixtures("hub")
+def test_token_that_the_server_lacks_is_told_how_to_use(cabinet: Cabinet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only to who has one: the server's environment decided on its own."""
+    way_out = "The server uses its own token; to use this shell's: mlxm pull --here meta/gated"
+    with serving(cabinet):
+        without = cabinet.run("pull", "meta/gated")
+        monkeypatch.setenv("HF_TOKEN", "good")
+        ran = cabinet.run("pull", "meta/gated")
+
+        assert (without.code, ran.code) == (6, 6)
+        assert without.err.startswith("error: meta/gated is open only to those")
+        assert way_out not in without.err
+        assert way_out in " ".join(ran.err.split())
+        assert cabinet.run("pull", "meta/gated", "--here").code == 0
+
+
+class Hurried(Remote):
+    """The connection of somebody who presses Ctrl-C before the answer to an order is read."""
+
+    def start_download(
+        self, name: str, revision: str | None = None, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> tuple[Progress, bool]:
+        """The server has heard it all the same."""
+        super().start_download(name, revision, include=include, exclude=exclude)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("held")
+def test_control_c_before_the_server_has_answered(cabinet: Cabinet) -> None:
+    """It ends what the command began, and not what others had begun."""
+    order = Order(name=NAME, revision=None, include=(), exclude=())
+    with serving(cabinet) as server:
+        control = read_control(cabinet.home)
+        assert control is not None
+        with Hurried(control) as hurried:
+            with pytest.raises(KeyboardInterrupt) as ended:
+                fetch_there(hurried, order, lambda _: None)
+            assert ended.type is KeyboardInterrupt
+            assert [each.state for each in server.downloads()] == ["cancelled"]
+
+            server.start_download(NAME)
+            with pytest.raises(LeftRunning):
+                fetch_there(hurried, order, lambda _: None)
+            assert [each.is_over for each in server.downloads() if each.state != "cancelled"] == [False]
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,7 @@ def test_slow_but_reading_client_is_kept() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_dropped_streams_leave_nothing(long_soak: bool) -> None:  # noqa: FBT001  # a fixture
     """Streams dropped at random moments leave no request, no task and no descriptor."""
     num_streams = 10_000 if long_soak else 300

@@ -88,3 +88,31 @@ def test_level_is_obeyed() -> None:
     log.info("unseen")
     log.error("seen")
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["seen"]
+
+
+@pytest.mark.parametrize(
+    ("env", "colored"),
+    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False), ({"NO_COLOR": "1"}, False)],
+)
+def test_environment_chooses_colors(env: dict[str, str], colored: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    """Lines for people are coloured where that is asked for, as everything else that mlxm prints."""
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    opened("info", "console", stream).info("seen")
+    assert ("\x1b[" in stream.getvalue()) == colored
+
+
+def test_no_color_holds_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wants no colours gets none, wherever the log goes."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        opened("info", "console", terminal).info("seen")
+        terminal.flush()
+        shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "seen" in shown
+    assert "\x1b" not in shown

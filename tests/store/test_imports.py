@@ -15,7 +15,7 @@ from mlxm.store.look import look
 
 
 def test_folders_are_kept_in_the_order_they_came(tmp_path: Path) -> None:
-    """Each once, until it is removed."""
+    """Each once, and none in another, until it is removed."""
     path = tmp_path / "mlxm.db"
 
     async def run() -> None:
@@ -26,6 +26,8 @@ def test_folders_are_kept_in_the_order_they_came(tmp_path: Path) -> None:
             assert read_imports(path) == (Path("/b"), Path("/a"))
             with pytest.raises(Conflict, match="/a is imported already"):
                 await imports.add(Path("/a"))
+            with pytest.raises(Conflict, match="/b/owner/model lies in /b, which is imported already"):
+                await imports.add(Path("/b/owner/model"))
             await imports.remove(Path("/b"))
             with pytest.raises(NotFound):
                 await imports.remove(Path("/b"))

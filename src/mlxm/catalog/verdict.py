@@ -65,7 +65,9 @@ def _what_came_in_part(inventory: Inventory, num_unfinished: int) -> str | None:
     parts = [file.name for file in inventory.files if file.name.endswith(_PARTS)]
     if parts:
         return f"came in part: {_listed(parts)}"
-    return f"{num_unfinished} files came in part" if num_unfinished else None
+    if num_unfinished:
+        return f"{num_unfinished} {'file' if num_unfinished == 1 else 'files'} came in part"
+    return None
 
 
 def _what_is_missing(folder: Path, inventory: Inventory, names: set[str]) -> str | None:
@@ -73,7 +75,8 @@ def _what_is_missing(folder: Path, inventory: Inventory, names: set[str]) -> str
     promised = set() if index is None else indexed_files(index, folder / INDEX_NAME)
     missing = sorted((promised | expected_shards(names)) - names)
     if missing:
-        return f"{len(missing)} weight files are missing: {_listed(missing)}"
+        what = "weight file is" if len(missing) == 1 else "weight files are"
+        return f"{len(missing)} {what} missing: {_listed(missing)}"
     if not _has_weights(names, inventory):
         return "its weights are missing"
     if "config.json" not in names and _has_mlx_weights(names) and not _is_other_thing(names):

@@ -73,6 +73,14 @@ def set_alias(shelf: Shelf, name: str, target: str) -> Alias:
     return _with_aliases(shelf.home, lambda aliases: aliases.set(name, target, installed=installed))
 
 
+def refuse_alias(shelf: Shelf, name: str, target: str) -> None:
+    """Raise now what set_alias would raise once the model `target` is here."""
+    from mlxm.store.aliases import check_alias
+
+    aliases = shelf.aliases()
+    check_alias(name, target, known=aliases, installed={*shelf.names(), target} - set(aliases))
+
+
 def _with_aliases(home: Path, work: Callable[[Aliases], Awaitable[T]]) -> T:
     """Open the database for one thing."""
     from mlxm.store.aliases import Aliases

@@ -5,6 +5,7 @@ Each check is a pure function of the probes, so that every finding can be shown 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ class FolderReading:
     writable: bool
     used_bytes: int
     free_bytes: int
+    others_may_write: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,9 @@ def check_home(reading: FolderReading) -> Check:
     if reading.free_bytes < MIN_FREE_HOME_BYTES:
         fix = "free some space, or set MLXM_HOME to a folder on a larger disk"
         return Check(name="home", status="warn", detail=detail, fix=fix)
+    if reading.others_may_write:
+        fix = f"chmod go-w {shlex.quote(str(reading.path))}"
+        return Check(name="home", status="warn", detail=f"others can write to {state}", fix=fix)
     return Check(name="home", status="ok", detail=detail)
 
 

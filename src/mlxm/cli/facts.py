@@ -9,6 +9,7 @@ from mlxm.catalog.memory import MemoryEstimate
 from mlxm.cli.figures import UNKNOWN, count_of, show_bytes, show_count, show_path, show_tokens
 from mlxm.cli.installed import Installed, show_quantisation
 from mlxm.cli.machine import Machine
+from mlxm.tiny import BUILTIN_NOTE
 
 Fact = tuple[str, str]
 _KI = 1024
@@ -25,6 +26,7 @@ def describe_model(found: Installed, here: Machine) -> list[Fact]:
         ("fits", _fits(found, here)),
         *([("revision", _revision(found))] if model.revision is not None else ()),
         ("source", model.source),
+        *([("note", BUILTIN_NOTE)] if model.source == "builtin" else ()),
         ("path", show_path(model.path)),
         ("used", found.used),
     ]

@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 
 from mlxm.catalog.characteristics import Answer, Characteristics, describe_config
+from mlxm.catalog.hub import find_token
 from mlxm.catalog.memory import MemoryEstimate, estimate
 from mlxm.cli.installed import as_plain, judge, usual_context
 from mlxm.cli.machine import Machine
 from mlxm.downloads import Plan, Progress
-from mlxm.errors import ModelNotFound, NotFound
+from mlxm.errors import Forbidden, MlxmError, ModelNotFound, NotAuthenticated, NotFound
 from mlxm.hub_access import HubAccess
 from mlxm.remote import Remote
 
@@ -64,7 +65,7 @@ async def fetch_here(order: Order, show: Show) -> Progress:
 
 def fetch_there(server: Remote, order: Order, show: Show) -> Progress:
     """Have the server fetch, how it ended; Ctrl-C ends what this command has begun, and not what others have."""
-    progress, is_new = _start(server, order)
+    progress, is_new = _start_watched(server, order)
     try:
         while True:
             show(progress)
@@ -86,10 +87,19 @@ def hand_over(server: Remote, order: Order) -> Progress:
 
 def cancel_there(server: Remote, name: str) -> tuple[Progress, ...]:
     """End every download of a model in the server; NotFound when there is none."""
-    running = [each for each in server.downloads() if name in (each.name, each.renamed_from) and not each.is_over]
+    running = _running(server, name)
     if not running:
         raise NotFound(f"The server at {server.url} does not fetch {name}.", param="model")
     return tuple(server.cancel_download(each.id) for each in running)
+
+
+def explain_refusal(error: MlxmError, name: str) -> MlxmError:
+    """What the Hub refused the server, with the way out for who has a token where the server may have none."""
+    if not isinstance(error, Forbidden | NotAuthenticated) or find_token() is None:
+        return error
+    way_out = f"The server uses its own token; to use this shell's: mlxm pull --here {name}"
+    hint = way_out if error.hint is None else f"{error.hint} {way_out}"
+    return type(error)(error.message, hint=hint, param=error.param)
 
 
 async def look_ahead(order: Order, here: Machine) -> Outlook:
@@ -110,6 +120,24 @@ async def _describe(access: HubAccess, plan: Plan) -> Characteristics | None:
     weights = [file.size_bytes for file in plan.files if file.path.endswith(".safetensors")]
     known = describe_config(config, name=plan.name, size_bytes=plan.total_bytes)
     return msgspec.structs.replace(known, weights_bytes=sum(weights)) if weights else known
+
+
+def _start_watched(server: Remote, order: Order) -> tuple[Progress, bool]:
+    """Start it; Ctrl-C before the answer ends what has begun since, though its id was never told."""
+    others = {each.id for each in _running(server, order.name)}
+    try:
+        return _start(server, order)
+    except KeyboardInterrupt as interrupt:
+        begun = [each for each in _running(server, order.name) if each.id not in others]
+        for each in begun:
+            server.cancel_download(each.id)
+        if others and not begun:
+            raise LeftRunning from interrupt
+        raise
+
+
+def _running(server: Remote, name: str) -> list[Progress]:
+    return [each for each in server.downloads() if name in (each.name, each.renamed_from) and not each.is_over]
 
 
 def _start(server: Remote, order: Order) -> tuple[Progress, bool]:

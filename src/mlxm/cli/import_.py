@@ -49,6 +49,8 @@ def import_(
         print_line(f"{model.id}  {model.path}")
         if model.state != "ready":
             print_note(f"{model.id} is {model.state}: {model.state_reason}")
+        elif not model.runnable:
+            print_note(f"{model.id} is unsupported: {model.runnable_reason}")
     print_note(f"next: mlxm show {models[0].id if alias is None else alias}")
 
 

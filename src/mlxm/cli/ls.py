@@ -16,6 +16,7 @@ from mlxm.cli.installed import EXPENDABLE, HEADERS, Installed, is_on_its_way
 from mlxm.cli.output import JsonFlag, QuietFlag, print_json, print_line, print_note
 from mlxm.settings.home import home_folder
 from mlxm.shelf import Shelf
+from mlxm.tiny import BUILTIN_NOTE
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -71,7 +72,7 @@ def ls(
 def _footer(shown: Sequence[Installed], places: Sequence[Path]) -> str:
     """How many there are, and what they take."""
     if [each.model.source for each in shown] == ["builtin"]:
-        return "Only the built-in model is here. Find others with: mlxm search qwen"
+        return f"Only the built-in model is here. Find others with: mlxm search qwen\n{BUILTIN_NOTE}"
     total_bytes = sum(each.model.disk_bytes for each in shown)
     where = ", ".join(map(show_path, places))
     return f"{count_of(len(shown), 'model')} · {show_bytes(total_bytes)} in {where}"

@@ -5,6 +5,7 @@ One wrapper turns every failure into words (or JSON) on stderr and an exit code.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -144,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code is returned, and what went wrong is on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in args[: args.index("--")] if "--" in args else "--json" in args
+    _stand_in_for_closed_stdout()
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -162,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_stdout()
         return ExitCode.FAILED
+    except (OSError, UnicodeEncodeError) as error:
+        return _explain_unwritable(error, as_json=as_json)
     if code == ExitCode.INTERRUPTED and sys.stderr.isatty():
         sys.stderr.write("\n")  # the prompt would stand behind ^C
     return code
@@ -189,6 +193,33 @@ def _explain_usage(error: typer.TyperException) -> tuple[str, str | None]:
     if isinstance(error, UsageError) and error.ctx is not None:
         return message, f"See: {error.ctx.command_path} --help"
     return message, None
+
+
+def _explain_unwritable(error: OSError | UnicodeEncodeError, *, as_json: bool) -> int:
+    """Say that the result cannot be written; any other failure of the system is raised again."""
+    if isinstance(error, UnicodeEncodeError):
+        unwritable = ascii(error.object[error.start : error.end])
+        message = f"The encoding of stdout, {error.encoding}, cannot write {unwritable}."
+        hint = "Set PYTHONIOENCODING=utf-8:backslashreplace."
+    elif error.errno == errno.ENOSPC:
+        message, hint = "Cannot write the result: no space is left.", "Free some space, or write elsewhere."
+    else:
+        raise error
+    _discard_stdout()
+    print_error(MlxmError.code, message, hint, as_json=as_json)
+    return ExitCode.FAILED
+
+
+def _stand_in_for_closed_stdout() -> None:
+    """Put a pipe that nobody reads where stdout is closed: one case fewer, and no file opened later becomes stdout."""
+    if sys.stdout is not None:
+        return
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    if writer != 1:
+        os.close(writer)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # for as long as the process lives
 
 
 def _discard_stdout() -> None:

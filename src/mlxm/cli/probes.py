@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import os
 import shutil
+import stat
 import socket
 import sqlite3
 from contextlib import closing, suppress
@@ -83,6 +84,7 @@ def read_folder(path: Path) -> FolderReading:
         writable=standing.is_dir() and os.access(standing, os.W_OK | os.X_OK),
         used_bytes=_count_bytes(path),
         free_bytes=shutil.disk_usage(standing).free,
+        others_may_write=path.is_dir() and bool(path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)),
     )
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxm.checkpoint.names import parse_name
 from mlxm.cli import machine
 from mlxm.cli.asking import DryRunFlag
 from mlxm.cli.figures import show_bytes, show_duration, show_tokens
@@ -68,7 +67,9 @@ def pull(
     if dry_run + cancel + detach + here > 1:
         raise InvalidRequest("--dry-run, --cancel, --detach and --here exclude one another.", hint="Give one of them.")
     if alias is not None:
-        parse_name(alias)  # better now than when the model is here
+        from mlxm.cli.alias import refuse_alias
+
+        refuse_alias(shelf, alias, order.name)  # better now than when the model is here
     if dry_run:
         _look_ahead(order, as_json=as_json)
     elif cancel:
@@ -85,6 +86,7 @@ def pull(
 def _pull(shelf: Shelf, order: Order, alias: str | None, line: ProgressLine, *, is_here: bool, as_json: bool) -> None:
     """Fetch, wait for it, and tell the end of it."""
     from mlxm.catalog.hub import HubOptions
+    from mlxm.cli.fetching import explain_refusal
     from mlxm.remote import find_server
 
     is_offline = HubOptions.from_environ(os.environ).offline  # the server may not be, and must not be used then
@@ -93,7 +95,7 @@ def _pull(shelf: Shelf, order: Order, alias: str | None, line: ProgressLine, *, 
     with nullcontext() if server is None else server:
         done = _fetch(order, server, line)
     if done.error is not None:
-        raise done.error.error()
+        raise done.error.error() if server is None else explain_refusal(done.error.error(), order.name)
     _give_alias(shelf, alias, done.name)
     if as_json:
         print_json(as_plain(done))

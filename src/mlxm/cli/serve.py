@@ -30,7 +30,9 @@ def serve(
     gc.disable()  # starting makes hardly any garbage, and looking for it would take a twentieth of the time
     from mlxm.hub import Hub, HubSettings
     from mlxm.server.run import run_server
-    from mlxm.settings import load_settings
+    from mlxm.settings import home_folder, load_settings
+    from mlxm.shelf import Shelf
+    from mlxm.tiny import BUILTIN_NAME, BUILTIN_NOTE
 
     settings = load_settings({"server.host": host, "server.port": port, "server.drain_s": drain})
 
@@ -39,6 +41,8 @@ def serve(
 
     def tell_ready(url: str) -> None:
         announce(url, as_json=as_json)
+        if set(Shelf(home_folder()).names()) == {BUILTIN_NAME}:
+            print_note(BUILTIN_NOTE)
         gc.freeze()  # what is there now stays
         gc.enable()
 

@@ -46,7 +46,7 @@ def find_batching_fault(model: Any, vocab_size: int) -> str | None:
         return f"mlx-lm's model does not run on batch caches: {type(raised).__name__}: {reason}"
     error, tolerance = _error(batched, alone)
     if not error <= tolerance:
-        return f"in a batch, logits were off by {error:.2g} of the largest"
+        return f"its logits are others in a batch (off by {error:.2g} of the largest)"
     return None
 
 

@@ -17,12 +17,11 @@ from typing import Any, Protocol
 import mlx.core as mx
 import msgspec
 import numpy as np
-from mlx_lm.models.cache import ConcatenateKVCache, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxm.engine.plan import BLOCK_TOKENS, Chunk, Row
 from mlxm.errors import InternalError
 
-_PLAIN = (KVCache, ConcatenateKVCache)
 _LARGEST = 1e15
 """Beyond it a number is as good as not finite: products of two such are still representable in single precision."""
 
@@ -165,7 +164,7 @@ def read_shapes(model: Any) -> list[LayerShape]:
 
 def _shape(cache: Any) -> LayerShape:
     is_rotating = type(cache) is RotatingKVCache
-    if not (is_rotating and cache.keep == 0) and type(cache) not in _PLAIN:
+    if not (is_rotating and cache.keep == 0) and type(cache) is not KVCache:
         raise InternalError(f"its layers keep a {type(cache).__name__}, which does not lie in blocks")
     if cache.keys is None or cache.keys.ndim != 4 or cache.keys.shape[:2] != cache.values.shape[:2]:  # noqa: PLR2004
         raise InternalError("a layer keeps no keys and values of the usual form")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import sys
 from collections import deque
@@ -67,11 +68,16 @@ class Log:
             structlog.PrintLogger(self._stream),
             processors=[
                 structlog.processors.add_log_level,
-                *(_json_look() if as_json else _console_look(has_colors=self._stream.isatty())),
+                *(_json_look() if as_json else _console_look(has_colors=_has_colors(self._stream))),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(_number(self._level)),
         )
         return logger
+
+
+def _has_colors(stream: TextIO) -> bool:
+    """Whether lines are coloured: on a terminal, unless the environment says otherwise; an empty variable is none."""
+    return not os.environ.get("NO_COLOR") and (bool(os.environ.get("FORCE_COLOR")) or stream.isatty())
 
 
 def _number(level: Level) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -60,18 +60,14 @@ class Aliases:
         Raises InvalidRequest for what is no name, Conflict when it would hide a model of `installed` or a built-in one,
         or when following aliases would never end.
         """
-        alias = Alias(parse_name(name).text, _checked_target(target))
-        if name.split("/", maxsplit=1)[0].casefold() == _RESERVED:
-            raise Conflict(f"The names of {_RESERVED}/… belong to mlxm itself.", hint="Choose another name.")
-        if name.casefold() in {model.casefold() for model in installed}:
-            raise Conflict(f"{name} is the name of a model on this machine.", hint="Choose another name.")
 
-        def insert(connection: sqlite3.Connection) -> None:
-            _refuse_chain(connection, alias)
+        def insert(connection: sqlite3.Connection) -> Alias:
+            known = dict(connection.execute("SELECT name, target FROM aliases ORDER BY name"))
+            alias = check_alias(name, target, known=known, installed=installed)
             connection.execute(_SET, (alias.name, alias.target))
+            return alias
 
-        await self._db.write(insert)
-        return alias
+        return await self._db.write(insert)
 
     async def remove(self, name: str) -> None:
         """Forget an alias; NotFound, with near names, when there is none."""
@@ -86,20 +82,30 @@ class Aliases:
         await self._db.write(delete)
 
 
+def check_alias(name: str, target: str, *, known: Mapping[str, str], installed: Collection[str] = ()) -> Alias:
+    """The alias that `name` would be beside those already known; raises what Aliases.set raises."""
+    alias = Alias(parse_name(name).text, _checked_target(target))
+    if name.split("/", maxsplit=1)[0].casefold() == _RESERVED:
+        raise Conflict(f"The names of {_RESERVED}/… belong to mlxm itself.", hint="Choose another name.")
+    if name.casefold() in {model.casefold() for model in installed}:
+        raise Conflict(f"{name} is the name of a model on this machine.", hint="Choose another name.")
+    _refuse_chain(alias, known)
+    return alias
+
+
 def _checked_target(target: str) -> str:
     if _TARGET.fullmatch(target) is None or ".." in target or "//" in target:
         raise InvalidRequest(f"{ascii(target)[:120]} is no name of a model.", hint="Name what mlxm ls lists.")
     return target
 
 
-def _refuse_chain(connection: sqlite3.Connection, alias: Alias) -> None:
+def _refuse_chain(alias: Alias, known: Mapping[str, str]) -> None:
     """An alias stands for a model and never for another alias, so that looking one up is one step."""
-    stands_for = connection.execute("SELECT 1 FROM aliases WHERE name = ?", (alias.target,)).fetchone()
-    if alias.target == alias.name or stands_for is not None:
+    if alias.target == alias.name or alias.target in known:
         raise Conflict(f"{alias.target} is an alias itself.", hint="Give the name of the model that it stands for.")
-    pointing = connection.execute("SELECT name FROM aliases WHERE target = ?", (alias.name,)).fetchone()
+    pointing = next((name for name, target in known.items() if target == alias.name), None)
     if pointing is not None:
         raise Conflict(
-            f"{alias.name} cannot become an alias: the alias {pointing[0]} stands for it.",
-            hint=f"Remove that one first: mlxm alias rm {pointing[0]}.",
+            f"{alias.name} cannot become an alias: the alias {pointing} stands for it.",
+            hint=f"Remove that one first: mlxm alias rm {pointing}.",
         )

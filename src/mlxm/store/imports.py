@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlxm.store.db import Database  # who only reads the list need not wait for asyncio
 
 TABLE = "imports"
+_HINT_INSIDE = "`mlxm ls` shows what is found there; `mlxm rm` forgets it."
 
 
 class Imports:
@@ -23,13 +24,15 @@ class Imports:
         self._db = db
 
     async def add(self, folder: Path) -> None:
-        """Know `folder` from now on; Conflict when it is known already."""
+        """Know `folder` from now on; Conflict when it is known already, or lies in a folder that is."""
 
         def insert(connection: sqlite3.Connection) -> None:
-            try:
-                connection.execute("INSERT INTO imports (path, added_at) VALUES (?, ?)", (str(folder), time.time()))
-            except sqlite3.IntegrityError as error:
-                raise Conflict(f"{folder} is imported already.", hint="`mlxm ls` shows it.") from error
+            for known in _select(connection):
+                if folder == known:
+                    raise Conflict(f"{folder} is imported already.", hint="`mlxm ls` shows it.")
+                if folder.is_relative_to(known):
+                    raise Conflict(f"{folder} lies in {known}, which is imported already.", hint=_HINT_INSIDE)
+            connection.execute("INSERT INTO imports (path, added_at) VALUES (?, ?)", (str(folder), time.time()))
 
         await self._db.write(insert)
 
@@ -45,9 +48,9 @@ class Imports:
 
 def read_imports(database: Path) -> tuple[Path, ...]:
     """Every imported folder, the oldest first. Blocks."""
-
-    def select(connection: sqlite3.Connection) -> tuple[Path, ...]:
-        return tuple(Path(path) for (path,) in connection.execute("SELECT path FROM imports ORDER BY added_at, path"))
-
-    found = look(database, TABLE, select)
+    found = look(database, TABLE, _select)
     return () if found is None else found
+
+
+def _select(connection: sqlite3.Connection) -> tuple[Path, ...]:
+    return tuple(Path(path) for (path,) in connection.execute("SELECT path FROM imports ORDER BY added_at, path"))

@@ -11,6 +11,7 @@ from typing import Final
 from mlxm.tiny.folders import is_whole, seal_and_place, workshop
 
 BUILTIN_NAME: Final = "mlxm/tiny"
+BUILTIN_NOTE: Final = "mlxm/tiny speaks gibberish: its weights are random, for trying things out."
 BUILTIN_REVISION: Final = "1"
 """Goes up whenever a byte of the built-in model changes."""
 

@@ -1,14 +1,23 @@
-"""Every architecture, served in a batch by the store that the product chooses for it, answers what it answers alone."""
+"""Every architecture, served in a batch by each store that is right for it, answers what it answers alone."""
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 import pytest
 
-from mlxm.device.loader import load
+from mlxm.device.choice import RunnerOptions, open_runner
+from mlxm.device.loader import LoadedModel, load
+from mlxm.engine.plan import Runner
 from mlxm.testing import ARCHITECTURES, build_models
-from tests.device.parity.harness import LENGTHS, Serving, answer_alone, random_prompts
+from tests.device.parity.harness import LENGTHS, Prompts, Serving, answer_alone, random_prompts
+
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "architectures.md"
+POOL = 14
+"""Blocks, scratch included: not enough for all prompts at once, so that some have to wait or to give way."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,27 +29,73 @@ def plain_kernels() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def page_writer() -> ModuleType:
+    """The script that writes the page, which knows what the product asks when it loads a model."""
+    spec = importlib.util.spec_from_file_location("generate_architectures", DOCS / "generate_architectures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """A tiny model of each architecture."""
     return build_models(ARCHITECTURES, tmp_path_factory.mktemp("architectures"))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_batch_answers_what_mlx_lm_answers_alone(folders: Mapping[str, Path], name: str) -> None:
-    """For prompts around the edges of blocks, read by odd pieces, that join and leave; then again, from the cache."""
-    loaded = load(folders[name], lambda _done, _total: None)
-    runner = open_runner(loaded)
-    prompts = random_prompts(LENGTHS)
-    expected = {request_id: answer_alone(loaded.model, prompt) for request_id, prompt in prompts.items()}
+@pytest.fixture(scope="module")
+def rows() -> Mapping[str, str]:
+    """The page's row of each architecture."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    return {line.split()[1]: line for line in lines if line.startswith("| ")}
+
+
+def load_quietly(folder: Path) -> LoadedModel:
+    """A model whose progress nobody watches."""
+    return load(folder, lambda _done, _total: None)
+
+
+def assert_serves(runner: Runner, loaded: LoadedModel, prompts: Prompts, expected: Mapping[str, list[int]]) -> None:
+    """Serve the prompts, and again when what they begin with is known, if the runner can use that."""
     serving = Serving(loaded, runner)
     first = serving.serve(prompts)
     assert (expected, {}) == (first.tokens, first.faults)
     if runner.facts.shares_prefixes:
         again = serving.serve(prompts)
         assert (expected, {}) == (again.tokens, again.faults)
-        assert [again.cached_tokens[length] for length in ("32", "33", "64", "97")] == [0, 32, 32, 96]
+        assert again.cached_tokens["33"] == 32
 
 
-def open_runner(loaded):
-    from mlxm.device.batch_build import build_batch_cache_runner
-    return build_batch_cache_runner(loaded.model, lambda l, r: mx.argmax(l, axis=-1), vocab_size=loaded.vocab_size, memory_bytes=1<<30, max_rows=8, context_length=512, runs_ahead=False)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_batch_answers_what_mlx_lm_answers_alone(
+    folders: Mapping[str, Path], page_writer: ModuleType, rows: Mapping[str, str], name: str
+) -> None:
+    """For prompts around the edges of blocks, read by odd pieces, that join and leave; and the page says how."""
+    loaded = load_quietly(folders[name])
+    support = page_writer.find_support(loaded)
+    assert rows[name] == page_writer.write_row(name, support), "run: python docs/generate_architectures.py"
+    prompts = random_prompts(LENGTHS)
+    expected = {request_id: answer_alone(loaded.model, prompt) for request_id, prompt in prompts.items()}
+    options = [RunnerOptions(num_blocks=POOL, kind=kind) for kind in support.kinds] or [
+        RunnerOptions(memory_bytes=1 << 28)
+    ]
+    for chosen in options:
+        assert_serves(open_runner(loaded, chosen), loaded, prompts, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_the_product_chooses_a_store_that_is_right(
+    folders: Mapping[str, Path], page_writer: ModuleType, name: str
+) -> None:
+    """One of those that were all tried."""
+    loaded = load_quietly(folders[name])
+    facts = open_runner(loaded, RunnerOptions()).facts
+    assert facts.kind in page_writer.find_support(loaded).kinds
+    assert facts.why
+
+
+def test_the_page_has_every_architecture_and_no_other(rows: Mapping[str, str]) -> None:
+    """Below the table's head."""
+    assert list(ARCHITECTURES) == [name for name in rows if name != "Architecture"]
