@@ -11,8 +11,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mlxm.device.blas import open_blas
 
@@ -51,8 +51,7 @@ answer in a batch what they answer alone.
 """
 
 
-@dataclass(frozen=True)
-class Support:
+class Support(NamedTuple):
     """How an architecture is served; `kinds` are the stores over blocks that are right for it."""
 
     kinds: tuple[str, ...]

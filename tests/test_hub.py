@@ -18,6 +18,7 @@ from mlxm.errors import (
     Draining,
     InternalError,
     InvalidRequest,
+    MlxmError,
     ModelNotFound,
     WorkerDied,
 )
@@ -193,7 +194,7 @@ def test_a_cancel_from_elsewhere_ends_a_chat(runner: asyncio.Runner, hub: Hub) -
     async def test() -> None:
         events = hub.chat(request("a", max_tokens=4000))
         await anext(events)
-        worker = hub._pool._slots["mlxm/tiny"].worker
+        worker = next(iter(hub._pool._slots.values())).worker
         assert worker is not None
         worker._child.send(Cancel(request_id="a", reason="told by a test"))
         with pytest.raises(Cancelled, match="told by a test"):
@@ -212,6 +213,24 @@ def test_a_hub_that_is_closed_serves_nobody(tmp_path: Path) -> None:
             await answer(closed, request("a"))
 
     asyncio.run(test())
+
+
+def test_a_hub_whose_prep_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts all the same, and whoever keeps the log is told."""
+    monkeypatch.setattr(sys, "executable", "/absent/python")
+    deaths: list[MlxmError] = []
+
+    async def test() -> None:
+        async with Hub(HubSettings(home=tmp_path), deaths.append) as unready:
+            assert unready.ready() == "Could not start mlxm.prep: No such file or directory."
+        assert [death.message for death in deaths] == ["Could not start mlxm.prep: No such file or directory."]
+
+    asyncio.run(test())
+
+
+def test_workers_keep_what_they_compile_in_the_home(tmp_path: Path) -> None:
+    """So that later ones need not compile it again."""
+    assert Hub(HubSettings(home=tmp_path))._pool._options.scratch == tmp_path / "cache" / "worker"
 
 
 def test_the_settings_reach_what_they_set(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mlxm.frames import Delta, Fault, Generate, RequestEnded, RequestStarted
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.prep import Prep, PrepLimits
 from mlxm.pool.stream import RequestEvent
-from mlxm.pool.worker import WorkerOptions
+from mlxm.pool.worker import OnDeath, WorkerOptions
 from mlxm.router import Router
 from mlxm.settings import Settings
 from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, Started, TextDelta
@@ -46,19 +46,24 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hub:
-    """Answers chats with the models of this machine; `start` it before and `close` it after, or use `async with`."""
+    """Answers chats with the models of this machine; `start` it before and `close` it after, or use `async with`.
 
-    def __init__(self, settings: HubSettings) -> None:
+    `on_death` is told of each process that dies, or cannot start, with its last words.
+    """
+
+    def __init__(self, settings: HubSettings, on_death: OnDeath | None = None) -> None:
+        worker = msgspec.structs.replace(settings.worker, scratch=settings.home / "cache" / "worker")
         self._router = Router(settings.home)
-        self._prep = Prep(settings.prep)
-        self._pool = Pool(settings.worker)
+        self._prep = Prep(settings.prep, on_death)
+        self._pool = Pool(worker, on_death)
         self._access: HubAccess | None = None
         self._opening_access = asyncio.Lock()
         self._unready: str | None = "mlxm is starting"
 
     async def start(self) -> None:
-        """Start what requests will need."""
+        """Start what requests will need; when some of it cannot, `ready` says so, and it is tried again."""
         await self._prep.start()
+        await self._prep.tried()
         self._unready = None
 
     async def close(self) -> None:
@@ -78,7 +83,7 @@ class Hub:
 
     def ready(self) -> str | None:
         """Why requests cannot be served now, or None."""
-        return self._unready
+        return self._prep.ready() if self._unready is None else self._unready
 
     def models(self) -> tuple[str, ...]:
         """The names that requests may use. Blocks."""

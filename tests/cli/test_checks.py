@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,14 @@ def test_home_that_cannot_be_written_is_a_failure() -> None:
     assert check.status == "fail"
     assert check.fix is not None
     assert "MLXM_HOME" in check.fix
+
+
+def test_home_that_others_can_write_is_a_warning() -> None:
+    """What lies there is trusted, so that nobody else may put anything there."""
+    check = check_home(replace(_folder(), others_may_write=True))
+
+    assert check.status == "warn"
+    assert check.fix == f"chmod go-w {_folder().path}"
 
 
 def test_home_on_a_nearly_full_disk_is_to_be_fixed() -> None:

@@ -360,3 +360,33 @@ def test_color_can_be_forced_into_a_pipe(run_mlxm: RunMlxm) -> None:
     """`--color always` is for pagers."""
     assert "\x1b[" in run_mlxm("--color", "always", "completion", "install", "zsh", HOME="/dev/null").stderr
     assert "\x1b[" not in run_mlxm("completion", "install", "zsh", HOME="/dev/null").stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("args", [["--help"], ["config", "show"], ["--version"]])
+def test_full_disk_behind_stdout_is_told_in_words(args: list[str], user_home: Path) -> None:
+    """The result is lost, and that is said without a traceback."""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "mlxm", *args]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=user_home)  # noqa: PLW1510
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Cannot write the result")
+    assert done.stderr.count("\n") == 2
+
+
+@pytest.mark.parametrize("command", ["config show", "serve --port 0"])
+def test_closed_stdout_is_like_a_reader_who_has_gone(command: str, user_home: Path) -> None:
+    """The command fails without a traceback."""
+    line = f"{sys.executable} -m mlxm {command} >&-"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, timeout=60, cwd=user_home)  # noqa: PLW1510, S602
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_path_beyond_the_encoding_of_stdout_is_told_in_words(run_mlxm: RunMlxm, user_home: Path) -> None:
+    """A terminal of ASCII alone cannot show every name."""
+    home = user_home / "gr\u00f6\u00dfe"
+    done = run_mlxm("config", "path", MLXM_HOME=str(home), PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: The encoding of stdout, ascii, cannot write ")
+    assert "Traceback" not in done.stderr

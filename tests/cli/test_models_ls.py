@@ -121,7 +121,8 @@ def test_built_in_model_stands_alone(cabinet: Cabinet) -> None:
     ran = cabinet.run("ls")
 
     assert ran.out.splitlines()[1].startswith("mlxm/tiny ")
-    assert ran.err == "Only the built-in model is here. Find others with: mlxm search qwen\n" + (
+    assert ran.err == (
+        "Only the built-in model is here. Find others with: mlxm search qwen\n"
         "mlxm/tiny speaks gibberish: its weights are random, for trying things out.\n"
     )
 

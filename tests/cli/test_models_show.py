@@ -247,6 +247,7 @@ def test_real_command_shows_the_built_in_model(run_mlxm: RunMlxm) -> None:
 
     assert done.returncode == 0
     assert done.stdout.startswith("mlxm/tiny\n  state         built in\n")
+    assert "gibberish" in done.stdout
 
 
 def test_texts_of_others_cannot_act_on_a_terminal(cabinet: Cabinet) -> None:

@@ -50,6 +50,7 @@ def test_says_where_it_is_and_how_to_use_it(user_home: Path) -> None:
         assert f"OPENAI_BASE_URL={url}/v1" in rest
         assert f"curl {url}/v1/chat/completions" in rest
         assert "Ctrl-C" in notes
+        assert "gibberish" in notes
 
 
 def test_json_names_the_addresses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
 import asyncio
 import os
+import shutil
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mlxm.errors import Conflict, Draining, ModelBroken, WorkerDied
@@ -13,7 +15,7 @@ from mlxm.frames import Delta, Generate, RequestEnded
 from mlxm.pool import pool as pool_module
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.stream import RequestEvent
-from mlxm.pool.worker import Worker, WorkerOptions
+from mlxm.pool.worker import OnDeath, Worker, WorkerOptions
 from mlxm.types import Sampling
 
 LIMIT_S = 60.0
@@ -25,10 +27,10 @@ class Starts:
     def __init__(self) -> None:
         self.num = 0
 
-    async def start(self, name: str, options: WorkerOptions) -> Worker:
+    async def start(self, name: str, options: WorkerOptions, *on_death: OnDeath) -> Worker:
         """Start one more."""
         self.num += 1
-        return await Worker.start(name, options)
+        return await Worker.start(name, options, *on_death)
 
 
 @pytest.fixture
@@ -190,6 +192,45 @@ def test_a_request_that_cannot_be_sent_holds_nothing(tiny: LocalModel) -> None:
                 await answer(pool, tiny, order("a"))
             assert leases(pool) == {"tiny": 1}
             await first.aclose()
+
+    run(test())
+
+
+def test_another_folder_is_loaded_anew(starts: Starts, tiny: LocalModel, tmp_path: Path) -> None:
+    """Who holds the old one is answered by it to the end; then it goes, and only the new one is left."""
+    pulled = msgspec.structs.replace(tiny, folder=shutil.copytree(tiny.folder, tmp_path / "pulled"))
+
+    async def test() -> None:
+        async with open_pool() as pool:
+            first = pool.generate(tiny, order("a", max_tokens=60))
+            await anext(first)
+            (old,) = pool.loaded()
+            await answer(pool, pulled, order("b"))
+            new = next(model for model in pool.loaded() if model.pid != old.pid)
+            await _rest(first)
+            while old.pid in {model.pid for model in pool.loaded()}:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.01)
+            assert [(model.pid, model.num_leases) for model in pool.loaded()] == [(new.pid, 0)]
+            await answer(pool, pulled, order("c"))
+            assert starts.num == 2
+
+    run(test())
+
+
+def test_closing_ends_old_workers_too(tiny: LocalModel, tmp_path: Path, is_gone: Callable[[int, float], bool]) -> None:
+    """Also those that somebody still holds."""
+    pulled = msgspec.structs.replace(tiny, folder=shutil.copytree(tiny.folder, tmp_path / "pulled"))
+
+    async def test() -> None:
+        async with open_pool() as pool:
+            first = pool.generate(tiny, order("a", max_tokens=4000))
+            await anext(first)
+            await answer(pool, pulled, order("b"))
+            pids = [model.pid for model in pool.loaded()]
+        assert len(pids) == 2
+        assert all(is_gone(pid, 0) for pid in pids)
+        with pytest.raises(Draining):
+            await _rest(first)
 
     run(test())
 

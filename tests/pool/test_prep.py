@@ -17,6 +17,7 @@ import pytest
 from mlxm.child import Child
 from mlxm.errors import Draining, InternalError, InvalidRequest, ModelBroken, Overloaded, TimedOut, WorkerDied
 from mlxm.frames import FromPrep, Render
+from mlxm.pool import prep as prep_module
 from mlxm.pool.prep import Prep, PrepLimits, _Process
 from mlxm.tiny.families import FAMILIES
 from mlxm.tiny.tokenizer import write_tokenizer
@@ -367,6 +368,33 @@ def test_a_process_that_cannot_start_fails_its_job_and_not_the_next(
         assert await prep.render(good, user("x"))
 
     with_prep(work)
+
+
+def test_it_is_ready_once_its_process_has_said_hello(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot start is told once, with its reason, and tried again without anybody asking."""
+    good = model()
+    deaths: list[str] = []
+
+    async def run() -> None:
+        prep = Prep(LIMITS, lambda error: deaths.append(error.message))
+        assert prep.ready() == "The process that prepares prompts is starting."
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/absent/python")
+            patch.setattr(prep_module, "_RETRY_S", 0.01)
+            await prep.start()
+            await prep.tried()
+            await asyncio.sleep(0.1)
+            assert deaths == ["Could not start mlxm.prep: No such file or directory."]
+            assert prep.ready() == deaths[0]
+        async with asyncio.timeout(60):
+            while prep.ready() is not None:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+            os.kill(await child_pid(prep), signal.SIGKILL)
+            assert await prep.render(good, user("x"))
+        assert deaths[1:] == ["The process that prepares prompts was ended by SIGKILL: it left no message."]
+        await prep.close()
+
+    asyncio.run(run())
 
 
 def test_closing_fails_what_has_no_answer_and_ends_the_process(model: Model) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from mlxm import frames
@@ -20,6 +21,7 @@ from mlxm.errors import (
     Conflict,
     Draining,
     InvalidRequest,
+    MlxmError,
     ModelBroken,
     ProtocolMismatch,
     TimedOut,
@@ -279,6 +281,41 @@ def test_a_killed_worker_ends_its_requests(tiny_folder: Path) -> None:
         with pytest.raises(WorkerDied):
             worker.generate(order("late"))
         await worker.stop()
+
+    asyncio.run(test())
+
+
+def test_a_worker_computes_in_a_folder_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
+    """Nobody else may enter it, the worker's temporary files go there, and a death is told once with its last words."""
+    scratch = tmp_path / "cache" / "worker"
+    deaths: list[str] = []
+
+    async def test() -> None:
+        worker = await Worker.start("tiny", WorkerOptions(scratch=scratch), lambda error: deaths.append(error.message))
+        assert scratch.stat().st_mode & 0o777 == 0o700
+        assert psutil.Process(worker.pid).environ()["TMPDIR"] == str(scratch)
+        await worker.load(tiny_folder)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied):
+            await answer(worker.generate(order("a", max_tokens=4000)))
+        await worker.stop()
+        assert deaths == ["The worker of tiny was ended by SIGKILL: it left no message."]
+
+    asyncio.run(test())
+
+
+def test_a_worker_that_is_told_to_leave_is_no_death(tiny_folder: Path) -> None:
+    """Nor is one that cannot start left untold."""
+    deaths: list[MlxmError] = []
+
+    async def test() -> None:
+        worker = await Worker.start("tiny", WorkerOptions(), deaths.append)
+        await worker.load(tiny_folder)
+        await worker.stop()
+        assert deaths == []
+        with pytest.raises(WorkerDied) as caught:
+            await Worker.start("tiny", WorkerOptions(hello_timeout_s=0.0001), deaths.append)
+        assert deaths == [caught.value]
 
     asyncio.run(test())
 

@@ -186,8 +186,8 @@ def test_failure_in_the_middle(stream: bool) -> None:  # noqa: FBT001  # named b
     script = [Started(1), TextDelta(choice=0, text="half"), WorkerDied("The worker died.")]
 
     async def scenario() -> None:
-        rows = KeptRows()
-        async with serving(ScriptedBackend(lambda _: script), trail=rows) as server:
+        rows, log = KeptRows(), KeptLines()
+        async with serving(ScriptedBackend(lambda _: script), trail=rows, log=log) as server:
             response = await server.chat(stream=stream)
             body = payloads(response.text)[-1] if stream else response.json()
             assert response.status_code == (200 if stream else 503)
@@ -198,6 +198,8 @@ def test_failure_in_the_middle(stream: bool) -> None:  # noqa: FBT001  # named b
                 assert "event: error\n" in response.text
                 assert "[DONE]" not in response.text
             assert [(row.status, row.error_code) for row in rows.rows] == [(503, "worker_died")]
+            told = [line for line in log.lines if line["event"] == "chat"]
+            assert [(line["level"], line["reason"]) for line in told] == [("error", "The worker died.")]
             await until(lambda: server.live.num_answers == 0)
 
     asyncio.run(scenario())

@@ -92,7 +92,12 @@ def test_level_is_obeyed() -> None:
 
 @pytest.mark.parametrize(
     ("env", "colored"),
-    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False), ({"NO_COLOR": "1"}, False)],
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"NO_COLOR": "1"}, False),
+    ],
 )
 def test_environment_chooses_colors(env: dict[str, str], colored: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
     """Lines for people are coloured where that is asked for, as everything else that mlxm prints."""

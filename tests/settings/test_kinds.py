@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from mlxm.frames import MAX_FRAME_BYTES
 from mlxm.settings import ByteSize, format_bytes, parse_bytes
-from mlxm.settings.kinds import Library
+from mlxm.settings.kinds import BodySize, Library
 
 SIZES: TypeAdapter[int] = TypeAdapter(ByteSize)
 LIBRARIES: TypeAdapter[str] = TypeAdapter(Library)
@@ -84,3 +85,12 @@ def test_a_library_is_named_by_a_word_or_an_absolute_path() -> None:
     for refused in ("blas.so", "", "AUTO"):
         with pytest.raises(ValidationError):
             LIBRARIES.validate_python(refused)
+
+
+def test_a_body_fits_into_a_frame() -> None:
+    """With as much room again for what is added on the way."""
+    sizes: TypeAdapter[int] = TypeAdapter(BodySize)
+    assert sizes.validate_python("32MiB") * 2 <= MAX_FRAME_BYTES
+    for size in ("33MiB", 0):
+        with pytest.raises(ValidationError):
+            sizes.validate_python(size)

@@ -33,6 +33,8 @@ def other_values(setting: Setting) -> Iterator[Any]:
     """Values, as config.toml has them, that the setting allows and that are not its default."""
     guesses: list[object] = [
         *get_args(setting.field.annotation),
+        "7MB",
+        "8MB",
         "77MB",
         "78MB",
         "/opt/blas.so",

@@ -17,6 +17,7 @@ from mlxm.store.migrations import MIGRATIONS, applied, upgrade
 if TYPE_CHECKING:
     import sqlite_utils
 
+GOLDEN_SCHEMAS = Path(__file__).with_name("schemas.sql")
 PATIENCE_S = 60
 VALUES = {"TEXT": "text", "INTEGER": 7, "REAL": 1.5, "BLOB": b"bytes"}
 
@@ -71,6 +72,15 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Schema]:
 def test_migrations_are_numbered_in_order() -> None:
     """The list only grows at its end, and the numbers show it."""
     assert [migration.__name__[:5] for migration in MIGRATIONS] == [f"m{n:03}_" for n in range(1, len(MIGRATIONS) + 1)]
+
+
+def test_no_old_migration_is_ever_edited(versions: list[Schema]) -> None:
+    """Databases with the old outcome are out there: the kept schema of each step grows at its end alone."""
+    steps = []
+    for migration, before, after in zip(MIGRATIONS, versions, versions[1:], strict=False):
+        news = sorted(sql for _, name, sql in after - before if "sqlite" not in name)
+        steps.append("\n".join([f"-- {migration.__name__}", *news]))
+    assert "\n\n".join(steps) + "\n" == GOLDEN_SCHEMAS.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("earlier", range(len(MIGRATIONS)))

@@ -141,7 +141,7 @@ def _choose_color(color: ColorChoice) -> None:
     os.environ.pop(unwanted, None)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911  # an exit for every way to fail
     """Run a command line; the exit code is returned, and what went wrong is on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in args[: args.index("--")] if "--" in args else "--json" in args

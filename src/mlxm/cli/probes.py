@@ -9,9 +9,9 @@ import errno
 import ipaddress
 import os
 import shutil
-import stat
 import socket
 import sqlite3
+import stat
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

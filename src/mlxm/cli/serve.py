@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from mlxm.cli.output import ExitCode, JsonFlag, print_json, print_line, print_note
+from mlxm.errors import MlxmError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -36,8 +38,8 @@ def serve(
 
     settings = load_settings({"server.host": host, "server.port": port, "server.drain_s": drain})
 
-    def make_hub() -> Hub:
-        return Hub(HubSettings.of(settings))
+    def make_hub(on_death: Callable[[MlxmError], None]) -> Hub:
+        return Hub(HubSettings.of(settings), on_death)
 
     def tell_ready(url: str) -> None:
         announce(url, as_json=as_json)

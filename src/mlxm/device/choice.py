@@ -14,7 +14,7 @@ import psutil
 
 from mlxm.device import paged, rows
 from mlxm.device.batch_build import build_batch_cache_runner
-from mlxm.device.kv_store import KVStore, LayerShape, block_bytes, on_cpu, read_shapes
+from mlxm.device.kv_store import KVStore, LayerShape, block_bytes, on_cpu, pool_shapes, read_shapes
 from mlxm.device.loader import LoadedModel
 from mlxm.device.paged import PagedStore
 from mlxm.device.rows import RowsStore
@@ -47,7 +47,7 @@ _EXPECTED_TOKENS = 4096
 _MEMORY_SHARE = {True: 0.4, False: 0.8}
 """The part of free memory that a pool may take, on the CPU and on a GPU."""
 _CACHE_BYTES = {True: 256 * 1024 * 1024, False: 2 * 1024 * 1024 * 1024}
-"""What mlx may keep of freed memory; with its default on the CPU, 32 MiB, large steps ask the system again each time."""
+"""What mlx may keep of freed memory; with its default on the CPU, 32 MiB, large steps ask the system every time."""
 _TIMED_ROWS = 8
 _WORTH_IT = 1.1
 """A store that copies what it reads has to be faster by so much, for the memory that it takes."""
@@ -155,7 +155,7 @@ def _free_bytes() -> int:
 
 def _block_bytes(candidate: Candidate, model: Any, shapes: Sequence[LayerShape]) -> int:
     del model
-    kept = shapes if candidate.kind.startswith(rows.KIND) else paged.pool_shapes(shapes)
+    kept = shapes if candidate.kind.startswith(rows.KIND) else pool_shapes(shapes)
     return block_bytes(kept)
 
 
@@ -190,7 +190,7 @@ class _Trial:
         self._num_rows = min(max_rows, _TIMED_ROWS)
         self._verdicts = verdicts
         self._fatal = frozenset[str]() if verdicts is None else verdicts.fatal_kinds()
-        self._faults: dict[str, str] = {kind: "the process ended while it was tried" for kind in self._fatal}
+        self._faults: dict[str, str] = dict.fromkeys(self._fatal, "the process ended while it was tried")
 
     def judge(self) -> Verdict:
         """The fastest one that is right."""
@@ -201,8 +201,8 @@ class _Trial:
             return Verdict(kind=None, why=self._reasons())
         first = next(iter(times_ms))
         kind = min(times_ms, key=lambda kind: times_ms[kind] * (1 if kind == first else _WORTH_IT))
-        found = [f"{kind} {time_ms:.1f} ms" for kind, time_ms in sorted(times_ms.items(), key=lambda item: item[1])]
-        why = f"right to {reference.tolerance:.1g}; {self._num_rows} rows: {', '.join(found)}"
+        timed = [f"{kind} {time_ms:.1f} ms" for kind, time_ms in sorted(times_ms.items(), key=lambda item: item[1])]
+        why = f"right to {reference.tolerance:.1g}; {self._num_rows} rows: {', '.join(timed)}"
         if reference.uncrossed:
             why += f"; windows of {', '.join(map(str, reference.uncrossed))} tokens were too long to leave"
         reasons = self._reasons()

@@ -1,4 +1,4 @@
-"""Where keys and values are kept, and the one question a runner asks of such a place: what follows these tokens?
+"""Where keys and values are kept, and what a runner asks of such a place: the tokens that follow these.
 
 A pool has one flat array of keys and one of values per layer. A block is 32 tokens of every head:
 
@@ -43,7 +43,7 @@ class LayerShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Computed(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a step, not evaluated yet: logits [rows, vocabulary], and whether each chunk's numbers are finite."""
+    """What came of a step, not evaluated yet: logits [rows, vocabulary], and whether each chunk is finite."""
 
     logits: mx.array | None
     finite_chunks: mx.array | None

@@ -50,16 +50,17 @@ class Places:
 
     def __init__(self, rows: Sequence[Row], chunks: Sequence[Chunk]) -> None:
         self.row_positions = np.array([row.position for row in rows], dtype=np.int64)
-        self.row_tables = [
-            np.array(row.table[: row.position // BLOCK_TOKENS + 1], dtype=np.int64) for row in rows
-        ]
+        self.row_tables = [np.array(row.table[: row.position // BLOCK_TOKENS + 1], dtype=np.int64) for row in rows]
         self.chunk_starts = [chunk.start for chunk in chunks]
         self.chunk_lengths = [len(chunk.tokens) for chunk in chunks]
         self.chunk_tables = [
             np.array(chunk.table[: (chunk.start + len(chunk.tokens) - 1) // BLOCK_TOKENS + 1], dtype=np.int64)
             for chunk in chunks
         ]
-        runs = [np.arange(start, start + length) for start, length in zip(self.chunk_starts, self.chunk_lengths)]
+        runs = [
+            np.arange(start, start + length)
+            for start, length in zip(self.chunk_starts, self.chunk_lengths, strict=True)
+        ]
         self.positions: Ints = np.concatenate([self.row_positions, *runs])
         own = [np.array([table[-1] for table in self.row_tables], dtype=np.int64)]
         own += [table[run // BLOCK_TOKENS] for table, run in zip(self.chunk_tables, runs, strict=True)]
@@ -143,7 +144,11 @@ def _spans(positions: Ints, first_key: int, window: int | None) -> tuple[tuple[i
     begin, end = int(positions[0]), int(positions[-1]) + 1
     oldest = first_key if window is None else max(first_key, begin - window + 1)
     if window is None and oldest < begin:
-        return (oldest - first_key, begin - first_key, None), (begin - first_key, end - first_key, _bias(positions, begin, end, None))
+        return (oldest - first_key, begin - first_key, None), (
+            begin - first_key,
+            end - first_key,
+            _bias(positions, begin, end, None),
+        )
     return ((oldest - first_key, end - first_key, _bias(positions, oldest, end, window)),)
 
 

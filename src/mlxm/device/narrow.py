@@ -33,7 +33,7 @@ class Narrowed:
         return logits
 
     def _stand_in(self, model: nn.Module) -> _StandIn:
-        parts: dict[str, Any] = dict(model.children())
+        parts: dict[str, Any] = dict(model.children())  # type: ignore[no-untyped-call]  # as mlx has it
         if _WRAPPED in parts:
             return _StandIn(model, _WRAPPED, self._stand_in(parts[_WRAPPED]))
         name = next((name for name in _BODIES if isinstance(parts.get(name), nn.Module)), None)

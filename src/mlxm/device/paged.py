@@ -58,7 +58,7 @@ class PagedStore:
         if tokens is None or not chunks or self._narrowed is not None:
             return self._forward(rows, tokens, chunks)
         finite_chunks = self._forward((), None, chunks).finite_chunks
-        mx.async_eval(self.pools.arrays())
+        mx.async_eval(self.pools.arrays())  # type: ignore[no-untyped-call]  # as mlx has it
         return msgspec.structs.replace(self._forward(rows, tokens, ()), finite_chunks=finite_chunks)
 
     def _forward(self, rows: Sequence[Row], tokens: mx.array | None, chunks: Sequence[Chunk]) -> Computed:

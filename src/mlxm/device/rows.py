@@ -29,9 +29,7 @@ class RowsStore:
 
     kind = KIND
 
-    def __init__(
-        self, model: Any, shapes: Sequence[LayerShape], num_blocks: int, *, mask_axes: MaskAxes = 4
-    ) -> None:
+    def __init__(self, model: Any, shapes: Sequence[LayerShape], num_blocks: int, *, mask_axes: MaskAxes = 4) -> None:
         self._model = model
         self.pools = Pools(shapes, num_blocks)
         self._scope = _Scope(mask_axes)
@@ -43,7 +41,7 @@ class RowsStore:
         groups = _groups(chunks)
         for group in groups:
             finite.append(self._prefill([chunks[place] for place in group]))
-            mx.async_eval(finite[-1], self.pools.arrays())
+            mx.async_eval(finite[-1], self.pools.arrays())  # type: ignore[no-untyped-call]  # as mlx has it
         logits = None if tokens is None else self._decode(rows, tokens)
         if not chunks:
             return Computed(logits=logits, finite_chunks=None)

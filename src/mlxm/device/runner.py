@@ -67,7 +67,7 @@ class PagedRunner:
             tokens = self._sample(computed.logits, plan.rows)
             finite = are_finite(computed.logits)
         outputs = [array for array in (tokens, finite, computed.finite_chunks) if array is not None]
-        mx.async_eval(outputs, self._store.pools.arrays())
+        mx.async_eval(outputs, self._store.pools.arrays())  # type: ignore[no-untyped-call]  # as mlx has it
         self._latest = {row.sequence: place for place, row in enumerate(plan.rows)}
         self._latest_tokens = tokens
         self._launched.append(
@@ -83,9 +83,13 @@ class PagedRunner:
     def collect(self) -> Outcome:
         """Wait for the oldest step that was launched and not collected."""
         step = self._launched.popleft()
-        tokens = _numbers(step.tokens)
-        failed_rows = _false_places(step.finite_rows)
-        failed_chunks = _false_places(step.finite_chunks)
+        try:
+            tokens = _numbers(step.tokens)
+            failed_rows = _false_places(step.finite_rows)
+            failed_chunks = _false_places(step.finite_chunks)
+        except BaseException:
+            self._launched.clear()  # they build on this one
+            raise
         chunks_s, rows_s = self._clock.divide(step.began_s, len(tokens), step.num_chunk_tokens)
         return Outcome(
             tokens=tuple(tokens),

@@ -17,8 +17,8 @@ import msgspec
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxm.device.kv_store import KVStore, LayerShape
-from mlxm.engine.blocks import num_blocks_for
 from mlxm.device.runner import PagedRunner
+from mlxm.engine.blocks import num_blocks_for
 from mlxm.engine.plan import Chunk, Plan, Row, RunnerFacts
 
 _NUM_ROWS = 3

@@ -1,7 +1,7 @@
-"""Which store was found right and fastest for a model on this machine, kept in a file so that loading need not ask again.
+"""Which store was found right and fastest for a model on this machine, kept in a file so that nobody asks again.
 
-Trying a store may end the process. So before each trial its name is written down; if the name is still there at the next
-start, that store is out.
+Trying a store may end the process. So before each trial its name is written down; if the name is still there at the
+next start, that store is out.
 """
 
 from __future__ import annotations

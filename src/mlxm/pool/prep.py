@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,9 @@ from mlxm.types import Message
 
 _NAME: Final = "The process that prepares prompts"
 _STOP_S: Final = 1.0
+_RETRY_S: Final = 1.0
+
+OnDeath = Callable[[MlxmError], None]
 
 
 class PrepLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,8 +54,11 @@ class _Job:
 class Prep:
     """Renders and tokenizes conversations in a process of its own, first come, first served."""
 
-    def __init__(self, limits: PrepLimits) -> None:
+    def __init__(self, limits: PrepLimits, on_death: OnDeath | None = None) -> None:
         self._limits = limits
+        self._on_death = on_death
+        self._unready: str | None = f"{_NAME} is starting."
+        self._has_tried = asyncio.Event()
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
         self._numbers = itertools.count()
         self._process: _Process | None = None
@@ -62,6 +68,14 @@ class Prep:
         """Begin to start the process; the first render waits for it."""
         if self._runner is None:
             self._runner = asyncio.create_task(self._run(), name="prep")
+
+    def ready(self) -> str | None:
+        """Why prompts cannot be prepared now, or None; while a process is replaced, prompts just wait a little."""
+        return self._unready
+
+    async def tried(self) -> None:
+        """Wait until the first process has said hello, or could not be started."""
+        await self._has_tried.wait()
 
     async def render(self, path: Path, messages: Sequence[Message]) -> tuple[int, ...]:
         """The prompt's ids for the model in folder `path`, up to where the assistant's answer begins.
@@ -90,14 +104,25 @@ class Prep:
             while True:
                 with contextlib.suppress(MlxmError):  # the next job meets the same error and reports it
                     self._process = await self._running()
-                job = await self._waiting.get()
-                if not job.answer.done():
+                self._has_tried.set()
+                job = await self._next_job()
+                if job is not None and not job.answer.done():
                     await self._do(job)
         finally:
+            self._has_tried.set()
             while not self._waiting.empty():
                 self._waiting.get_nowait().fail(_stopping())
             if self._process is not None:
                 await self._process.stop()
+
+    async def _next_job(self) -> _Job | None:
+        """The next job; None when it is time to try again to start a process: those who ask first are turned away."""
+        if self._unready is None:
+            return await self._waiting.get()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RETRY_S):
+                return await self._waiting.get()
+        return None
 
     async def _do(self, job: _Job) -> None:
         try:
@@ -121,12 +146,30 @@ class Prep:
     async def _attempt(self, job: _Job) -> Tokens | JobFailed:
         process = await self._running()
         self._process = None  # it stays so unless the process lives through this job
-        answer = await process.ask(Render(job=next(self._numbers), path=job.path, messages=job.messages))
+        try:
+            answer = await process.ask(Render(job=next(self._numbers), path=job.path, messages=job.messages))
+        except WorkerDied as error:
+            self._tell(error)
+            raise
         self._process = process
         return answer
 
     async def _running(self) -> _Process:
-        return self._process or await _Process.start(self._limits)
+        if self._process is not None:
+            return self._process
+        try:
+            process = await _Process.start(self._limits)
+        except MlxmError as error:
+            if self._unready != error.message:  # tried again and again, it is told once
+                self._tell(error)
+            self._unready = error.message
+            raise
+        self._unready = None
+        return process
+
+    def _tell(self, error: MlxmError) -> None:
+        if self._on_death is not None:
+            self._on_death(error)
 
 
 def _stopping() -> Draining:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 
 import msgspec
 
@@ -33,7 +35,15 @@ def probe_device(timeout_s: float = 60.0, *, blas: str = "auto") -> DeviceReport
     """Ask mlx, with the BLAS that the workers would take; never raises."""
     command = [sys.executable, "-P", "-m", "mlxm.worker", "--probe", "--blas", blas]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
+        with tempfile.TemporaryDirectory() as scratch:  # mlx loads code from there, so nobody else may write to it
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
+                env=os.environ | {"TMPDIR": scratch},
+            )
     except subprocess.TimeoutExpired:
         return DeviceReport(error=f"mlx gave no answer within {timeout_s:g} s")
     except OSError as error:

@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from mlxm.child import Child
-from mlxm.errors import Conflict, Draining, InternalError, MlxmError, ProtocolMismatch, TimedOut
+from mlxm.errors import Conflict, Draining, InternalError, MlxmError, ProtocolMismatch, TimedOut, WorkerDied
 from mlxm.frames import Cancel, FromWorker, Generate, Load, Loaded, LoadFailed, LoadProgress, Step
 from mlxm.pool.stream import RequestEvent, RequestStream
+from mlxm.store.private import make_folder
 
 _STOP_S = 5.0
 
 Progress = Callable[[LoadProgress], None]
+OnDeath = Callable[[MlxmError], None]
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How workers are started; `blas_threads` None leaves the number to the library."""
+    """How workers are started; `blas_threads` None leaves the number to the library.
+
+    `scratch` is where mlx compiles the code that it then loads: in a folder that others can write to, they could put
+    code of their own there, or block it. None leaves that to the environment.
+    """
 
     blas: str = "auto"
     blas_threads: int | None = None
     hello_timeout_s: float = 60.0
     load_timeout_s: float = 300.0
+    scratch: Path | None = None
 
     def arguments(self) -> tuple[str, ...]:
         """The same on the worker's command line."""
         threads = () if self.blas_threads is None else ("--blas-threads", str(self.blas_threads))
         return ("--blas", self.blas, *threads)
+
+    def environ(self) -> dict[str, str] | None:
+        """The worker's environment, None for this process's own; makes `scratch`, which no one else may enter."""
+        if self.scratch is None:
+            return None
+        make_folder(self.scratch)
+        return os.environ | {"TMPDIR": str(self.scratch)}
 
 
 def _ignore(_: object = None) -> None:
@@ -40,8 +55,9 @@ def _ignore(_: object = None) -> None:
 class Worker:
     """A worker process; the model `name` is what its errors speak of."""
 
-    def __init__(self, child: Child, name: str, options: WorkerOptions) -> None:
+    def __init__(self, child: Child, name: str, options: WorkerOptions, on_death: OnDeath = _ignore) -> None:
         self._child = child
+        self._on_death = on_death
         self._name = name
         self._options = options
         self._requests: dict[str, RequestStream] = {}
@@ -52,12 +68,24 @@ class Worker:
         self._reading = asyncio.create_task(self._read(), name=f"worker {name}")
 
     @classmethod
-    async def start(cls, name: str, options: WorkerOptions) -> Worker:
-        """Start a worker that has no model yet; raises WorkerDied or ProtocolMismatch."""
-        child = await Child.start(
-            "mlxm.worker", FromWorker, arguments=options.arguments(), hello_timeout_s=options.hello_timeout_s
-        )
-        return cls(child, name, options)
+    async def start(cls, name: str, options: WorkerOptions, on_death: OnDeath = _ignore) -> Worker:
+        """Start a worker that has no model yet; raises WorkerDied or ProtocolMismatch.
+
+        `on_death` is told why when it dies, now or later, without having been asked to leave.
+        """
+        environ = await asyncio.to_thread(options.environ)
+        try:
+            child = await Child.start(
+                "mlxm.worker",
+                FromWorker,
+                arguments=options.arguments(),
+                environ=environ,
+                hello_timeout_s=options.hello_timeout_s,
+            )
+        except WorkerDied as error:
+            on_death(error)
+            raise
+        return cls(child, name, options, on_death)
 
     @property
     def pid(self) -> int:
@@ -133,7 +161,10 @@ class Worker:
         try:
             async for frame in self._child.frames():
                 self._dispatch(frame)
-            self._finish(await self._child.death(f"The worker of {self._name}"))
+            death = await self._child.death(f"The worker of {self._name}")
+            if self._end is None:
+                self._on_death(death)
+            self._finish(death)
         except ProtocolMismatch as error:
             self._finish(error)
             await self._child.kill()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Protocol
+from http import HTTPStatus
+from typing import Any, Protocol
 
 import msgspec
 
@@ -60,7 +61,11 @@ class Entry:
             return
         self.is_closed = True
         row = self._row(error)
-        self._log.info("chat", **_shown(row))
+        shown = _shown(row, error)
+        if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._log.error("chat", **shown)
+        else:
+            self._log.info("chat", **shown)
         if self._trail is None:
             return
         try:
@@ -96,13 +101,14 @@ async def _keep(trail: Trail, row: AuditRow) -> None:
         await trail.record(msgspec.structs.replace(row, request_id=f"{row.request_id}.{secrets.token_hex(6)}"))
 
 
-def _shown(row: AuditRow) -> dict[str, object]:
+def _shown(row: AuditRow, error: MlxmError | None) -> dict[str, Any]:
     """What the log says about it; times of day are the log's own."""
     return {
         "request_id": row.request_id,
         "model": row.model,
         "status": row.status,
         "error_code": row.error_code,
+        "reason": None if error is None else error.message,
         "duration_ms": round(row.duration_s * 1000, 1),
         "ttft_ms": None if row.ttft_s is None else round(row.ttft_s * 1000, 1),
         "tokens_in": row.tokens_in,

@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlxm.errors import InternalError
+from mlxm.errors import InternalError, MlxmError
 from mlxm.server.limits import Limits
 from mlxm.server.listen import open_listener
 from mlxm.server.live import Live
@@ -60,7 +60,11 @@ class Served(Protocol):
         ...
 
 
-def run_server(make_backend: Callable[[], Served], settings: Settings, announce: Callable[[str], None]) -> bool:
+MakeBackend = Callable[[Callable[[MlxmError], None]], Served]
+"""Makes the backend, given what to call when one of its processes dies."""
+
+
+def run_server(make_backend: MakeBackend, settings: Settings, announce: Callable[[str], None]) -> bool:
     """Be the one server of the home until a signal ends it; `announce` gets the URL once requests are served.
 
     Returns False when a second signal cut the end short. Raises AlreadyRunning, PortInUse, OpenWithoutKey, and what
@@ -73,14 +77,20 @@ def run_server(make_backend: Callable[[], Served], settings: Settings, announce:
 
 
 async def _run(
-    make_backend: Callable[[], Served],
+    make_backend: MakeBackend,
     settings: Settings,
     listener: socket.socket,
     announce: Callable[[str], None],
 ) -> bool:
     control = new_control(_url_of(listener))
+    log = Log(settings.log.level, settings.log.format)
+
+    def tell_death(error: MlxmError) -> None:
+        log.error("process_died", error_code=error.code, reason=error.message)
+
     try:
-        return await ServerLife(make_backend(), settings, listener, control).run(lambda: announce(control.url))
+        life = ServerLife(make_backend(tell_death), settings, listener, control, log)
+        return await life.run(lambda: announce(control.url))
     finally:
         await asyncio.to_thread(withdraw_control, settings.home)
 
@@ -104,13 +114,15 @@ class LateTrail:
 class ServerLife:
     """One run, from the open port to the last connection."""
 
-    def __init__(self, backend: Served, settings: Settings, listener: socket.socket, control: Control) -> None:
+    def __init__(
+        self, backend: Served, settings: Settings, listener: socket.socket, control: Control, log: Log
+    ) -> None:
         self._backend = backend
         self._settings = settings
         self._listener = listener
         self._control = control
         self._live = Live()
-        self._log = Log(settings.log.level, settings.log.format)
+        self._log = log
         self._stop = Stop()
         self._starting = asyncio.create_task(backend.start())
         self._opening = asyncio.create_task(Database.open(settings.home / DATABASE_NAME))

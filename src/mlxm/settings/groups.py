@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from mlxm.settings.kinds import Address, ByteSize, Library, Port, Seconds, SecondsOrZero
+from mlxm.settings.kinds import Address, BodySize, ByteSize, Library, Port, Seconds, SecondsOrZero
 
 CONFIG_NAME = "config.toml"
 
@@ -31,7 +31,7 @@ class ServerSettings(Group):
     drain_s: SecondsOrZero = Field(
         default=30.0, description="How long a server that was told to stop lets its requests finish."
     )
-    max_body_bytes: ByteSize = Field(default=10 * 1024**2, description="The largest request body that is accepted.")
+    max_body_bytes: BodySize = Field(default=10 * 1024**2, description="The largest request body that is accepted.")
     body_timeout_s: Seconds = Field(default=60.0, description="How long a client may take to send its request body.")
     send_timeout_s: Seconds = Field(
         default=30.0, description="How long a client may leave an answer unread before its request is cancelled."

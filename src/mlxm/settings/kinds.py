@@ -47,6 +47,11 @@ ByteSize = Annotated[
     ),
     Allowed("a size such as 512MB, 10MiB or a number of bytes"),
 ]
+BodySize = Annotated[
+    ByteSize,
+    Field(le=32 * 1024**2),  # half of what a frame between processes carries, in which a body grows a little
+    Allowed("a size of at most 32MiB, such as 512KB, 10MiB or a number of bytes"),
+]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), Allowed("a number of seconds above 0")]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False), Allowed("a number of seconds, 0 or more")]
 Port = Annotated[int, Field(ge=0, le=65535), Allowed("a whole number from 0 to 65535")]

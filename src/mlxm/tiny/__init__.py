@@ -3,6 +3,6 @@
 Nothing here needs mlx, transformers or tokenizers; NumPy is imported only when weights are written.
 """
 
-from mlxm.tiny.builtin import BUILTIN_NAME, BUILTIN_REVISION, build_builtin
+from mlxm.tiny.builtin import BUILTIN_NAME, BUILTIN_NOTE, BUILTIN_REVISION, build_builtin
 
-__all__ = ["BUILTIN_NAME", "BUILTIN_REVISION", "build_builtin"]
+__all__ = ["BUILTIN_NAME", "BUILTIN_NOTE", "BUILTIN_REVISION", "build_builtin"]

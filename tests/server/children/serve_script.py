@@ -64,7 +64,9 @@ def main() -> int:
     """Serve; the exit code."""
     manner, start_when = sys.argv[1], Path(sys.argv[2])
     try:
-        is_finished = run_server(lambda: Telling(manner, start_when), load_settings(), lambda url: say(f"ready {url}"))
+        is_finished = run_server(
+            lambda _: Telling(manner, start_when), load_settings(), lambda url: say(f"ready {url}")
+        )
     except MlxmError as error:
         say(f"{error.code}: {error.message}")
         return 1
