@@ -24,6 +24,7 @@ from mlxm.errors import (
     MlxmError,
     ModelBroken,
     ProtocolMismatch,
+    SecretUnreadable,
     TimedOut,
     WorkerDied,
 )
@@ -302,6 +303,13 @@ def test_a_worker_computes_in_a_folder_of_its_own(tiny_folder: Path, tmp_path: P
         assert deaths == ["The worker of tiny was ended by SIGKILL: it left no message."]
 
     asyncio.run(test())
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    """The worker would load code from it."""
+    tmp_path.chmod(0o777)
+    with pytest.raises(SecretUnreadable, match="mode 0777"):
+        WorkerOptions(scratch=tmp_path).environ()
 
 
 def test_a_worker_that_is_told_to_leave_is_no_death(tiny_folder: Path) -> None:

@@ -52,6 +52,12 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
         return mx.get_active_memory()
 
 
+def use_plain_kernels() -> None:
+    """On the CPU mlx fuses operations by running a compiler, seconds for each new kernel; plain ones answer at once."""
+    if mx.default_device().type == mx.cpu:
+        mx.disable_compile()
+
+
 def load(folder: Path, report: Progress) -> LoadedModel:
     """Load the model in `folder`, reporting (done, total) bytes of weights; raises ModelBroken or OutOfMemory."""
     start = time.monotonic()

@@ -14,7 +14,7 @@ from mlxm.child import Child
 from mlxm.errors import Conflict, Draining, InternalError, MlxmError, ProtocolMismatch, TimedOut, WorkerDied
 from mlxm.frames import Cancel, FromWorker, Generate, Load, Loaded, LoadFailed, LoadProgress, Step
 from mlxm.pool.stream import RequestEvent, RequestStream
-from mlxm.store.private import make_folder
+from mlxm.store.private import check_folder, make_folder
 
 _STOP_S = 5.0
 
@@ -45,6 +45,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.scratch is None:
             return None
         make_folder(self.scratch)
+        check_folder(self.scratch)
         return os.environ | {"TMPDIR": str(self.scratch)}
 
 

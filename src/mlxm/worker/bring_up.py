@@ -22,6 +22,7 @@ def bring_up(link: Link, *, blas: str, blas_threads: int | None) -> Service | No
         open_blas(blas, num_threads=blas_threads)
         from mlxm.device import loader, plain  # noqa: PLC0415  (mlx comes after its BLAS)
 
+        loader.use_plain_kernels()
         folder = _ordered_folder(link)
         if folder is None:
             return None

@@ -38,27 +38,32 @@ class Served:
 class Serving:
     """An engine on a runner: prompts arrive one after the other, and are computed by odd pieces."""
 
-    def __init__(self, loaded: LoadedModel, runner: Runner) -> None:
-        options = EngineOptions(vocab_size=loaded.vocab_size, scheduler=ODD_CHUNKS)
+    def __init__(self, loaded: LoadedModel, runner: Runner, scheduler: SchedulerOptions = ODD_CHUNKS) -> None:
+        options = EngineOptions(vocab_size=loaded.vocab_size, scheduler=scheduler)
         self._engine = Engine(runner, loaded.detokenizer, options)
 
-    def serve(self, prompts: Prompts) -> Served:
+    @property
+    def num_preemptions(self) -> int:
+        """How often a sequence had to give way."""
+        return self._engine.stats.preemptions
+
+    def serve(self, prompts: Prompts, num_tokens: int = NUM_TOKENS) -> Served:
         """Answer prompts that begin every few steps, so that they join and leave each other."""
         served = Served(tokens={request_id: [] for request_id in prompts})
         waiting = list(prompts.items())
         step = 0
         while waiting or self._engine.has_work:
             if waiting and step % STEPS_BETWEEN_ARRIVALS == 0:
-                self._engine.add(_order(*waiting.pop(0)))
+                self._engine.add(_order(*waiting.pop(0), num_tokens))
             for event in self._engine.step():
                 _note(served, event)
             step += 1
         return served
 
 
-def _order(request_id: str, prompt: Sequence[int]) -> Order:
+def _order(request_id: str, prompt: Sequence[int], num_tokens: int) -> Order:
     greedy = Sampling(temperature=0.0)
-    return Order(request_id=request_id, prompt_ids=tuple(prompt), sampling=greedy, max_tokens=NUM_TOKENS)
+    return Order(request_id=request_id, prompt_ids=tuple(prompt), sampling=greedy, max_tokens=num_tokens)
 
 
 def _note(served: Served, event: object) -> None:
@@ -76,6 +81,6 @@ def random_prompts(lengths: Sequence[int], *, seed: int = 1) -> dict[str, list[i
     return {str(length): [numbers.randrange(10, 1000) for _ in range(length)] for length in lengths}
 
 
-def answer_alone(model: Any, prompt: Sequence[int]) -> list[int]:
+def answer_alone(model: Any, prompt: Sequence[int], num_tokens: int = NUM_TOKENS) -> list[int]:
     """What mlx-lm answers."""
-    return [int(token) for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=NUM_TOKENS)]
+    return [int(token) for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=num_tokens)]

@@ -1,11 +1,10 @@
 """Every architecture, served in a batch by each store that is right for it, answers what it answers alone."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-import mlx.core as mx
 import pytest
 
 from mlxm.device.choice import RunnerOptions, open_runner
@@ -18,14 +17,6 @@ DOCS = Path(__file__).parents[3] / "docs"
 PAGE = DOCS / "architectures.md"
 POOL = 20
 """Blocks, scratch included."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def plain_kernels() -> Iterator[None]:
-    """Without fused kernels, each of which takes a compiler a second."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture(scope="module")
