@@ -144,8 +144,8 @@ def test_model_that_was_imported_twice_is_forgotten_by_its_own_folder(cabinet: C
         for file_name, content in text_files().items():
             (folder / file_name).write_bytes(content)
         write_weights(folder / "model.safetensors", 10_000_000, 4, "model.embed_tokens")
-    cabinet.run("import", str(tmp_path / "mine"))
     cabinet.run("import", str(tmp_path / "mine" / "one"))
+    cabinet.run("import", str(tmp_path / "mine"))
     ran = cabinet.run("rm", "-y", "one")
 
     assert ran.err == f"one: forget {tmp_path / 'mine' / 'one'}, and leave its files\n"
