@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -197,6 +197,7 @@ class Bench:
             "bandwidth_gb_per_s": round(bytes_per_s() / 1e9, 1),
             "gflops_16_rows": round(flops_per_s(_NUM_ROWS) / 1e9, 1),
             "gflops_512_rows": round(flops_per_s(512) / 1e9, 1),
+            "store": self._ours([_CONTEXT]).store,
         }
 
     # ── decode ───────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +240,7 @@ class Bench:
             gated["decode_mixed_vs_one_at_a_time"] = median_ratio(times["one_at_a_time"], times["mlxm"])
             row["ratio_one_at_a_time"] = _two(gated["decode_mixed_vs_one_at_a_time"])
             row["limit_one_at_a_time"] = _two(median(times["one_at_a_time"]) / limit_s)
-        return Result(row=row | {"kind": ours.kind}, gated=gated)
+        return Result(row=row, gated=gated)
 
     # ── whole runs ───────────────────────────────────────────────────────────────────────────────
 
@@ -253,7 +254,7 @@ class Bench:
             prompts = self._prompts(lengths)
             for contender in _turn(list(runs), number):
                 work = self._run_ours if contender == "mlxm" else self._run_peer
-                runs[contender].append(_measured(lambda work=work, prompts=prompts: work(prompts)))
+                runs[contender].append(_measured(partial(work, prompts)))
         ours, peer = runs["mlxm"], runs["batch_generator"]
         ratio = median_ratio([run.cpu_s for run in peer], [run.cpu_s for run in ours])
         limit_s = sum(map(self._size.prefill_s, lengths)) + self._effort.run_tokens * self._size.decode_s(
@@ -387,7 +388,7 @@ def _interleaved(contenders: Mapping[str, Contender], effort: Effort) -> dict[st
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(effort.num_rounds):
         for name in _turn(list(contenders), number):
-            seconds = _timed_s(lambda name=name: _run_steps(contenders[name], effort.steps_per_round))
+            seconds = _timed_s(partial(_run_steps, contenders[name], effort.steps_per_round))
             times[name].append(seconds / effort.steps_per_round)
     return times
 

@@ -39,7 +39,7 @@ class MlxmEngine:
 
     def __init__(self, loaded: LoadedModel, options: RunnerOptions) -> None:
         runner = open_runner(loaded, options)
-        self.kind = runner.facts.kind
+        self.store = f"{runner.facts.kind} ({runner.facts.why})"
         self._engine = Engine(runner, loaded.detokenizer, EngineOptions(vocab_size=loaded.vocab_size))
         self._num_orders = 0
 

@@ -18,8 +18,8 @@ NEVER = -1e30
 MIN_SHARERS = 4
 MIN_SHARED_BLOCKS = 8
 """A shared run is read once for all its rows from this size on; below it the extra operations cost more."""
-_TILE_SCORES = 1 << 20
-"""Scores per tile: a few MiB in each step of the computation."""
+_TILE_SCORES = 1 << 19
+"""Scores per tile: 2 MiB in each step of the computation."""
 _MIN_TILE, _MAX_TILE = 16, 128
 
 

@@ -286,4 +286,4 @@ def _per_head(ids: Ints, heads: int) -> mx.array:
 
 
 def _span(start: int, stop: int, bias: Any, repeats: int) -> Span:
-    return Span(start, stop, None if bias is None else mx.array(np.tile(bias, (repeats, 1))))
+    return Span(start, stop, None if bias is None else mx.array(np.tile(bias.T, (1, repeats))))
