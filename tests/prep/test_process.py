@@ -153,7 +153,7 @@ def test_the_end_of_the_stream_ends_it_at_once_in_the_middle_of_a_job(
     before = time.monotonic()
     prep.sock.close()
     assert prep.end() == (0, "")
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < 10  # the template would go on for minutes
 
 
 def test_a_parent_that_goes_before_the_answer_makes_no_noise(prep: Prep, make_model: MakeModel, say: Say) -> None:

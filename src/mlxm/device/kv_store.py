@@ -98,11 +98,6 @@ class LayerPool:
         self.keys[slots] = tame(keys.astype(self.keys.dtype))
         self.values[slots] = tame(values.astype(self.values.dtype))
 
-    def copy(self, sources: mx.array, targets: mx.array) -> None:
-        """Copy slots."""
-        self.keys[targets] = self.keys[sources]
-        self.values[targets] = self.values[sources]
-
     def wipe(self, slots: mx.array) -> None:
         """Zero slots."""
         self.keys[slots] = mx.zeros((), self.keys.dtype)
@@ -130,8 +125,15 @@ class Pools:
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks, from the first to the second of each pair."""
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        read = []
         for layer in self.layers:
-            layer.copy(_slots(sources, layer.shape.heads), _slots(targets, layer.shape.heads))
+            slots = _slots(sources, layer.shape.heads)
+            read.append((layer.keys[slots], layer.values[slots]))
+        mx.eval(read)  # or the writes would copy whole pools
+        for layer, (keys, values) in zip(self.layers, read, strict=True):
+            slots = _slots(targets, layer.shape.heads)
+            layer.keys[slots] = keys
+            layer.values[slots] = values
 
 
 def _slots(blocks: Sequence[int], heads: int) -> mx.array:
