@@ -15,7 +15,7 @@ import msgspec
 
 from mlxm import __version__
 from mlxm.errors import BY_CODE, InternalError, InvalidRequest, MlxmError, ProtocolMismatch
-from mlxm.types import FinishReason, Message, Sampling, Usage
+from mlxm.types import FinishReason, Grammar, Message, Sampling, TokenLogprobs, Usage
 
 if TYPE_CHECKING:
     import asyncio  # children read blocking sockets and start faster without it
@@ -63,19 +63,39 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
-    """Load the model in folder `path`; answered by LoadProgress*, then Loaded or LoadFailed."""
+    """Load the model in folder `path`; answered by LoadProgress*, then Loaded or LoadFailed.
+
+    `kv_bytes` is what keys and values may take, None leaves it to the worker. `verdicts` is the file in which it keeps
+    what it found out about stores for them.
+    """
 
     path: str
+    kv_bytes: int | None = None
+    max_rows: int = 16
+    verdicts: str | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
-    """Start a request; answered by exactly one RequestEnded whatever happens."""
+    """Start a request; answered by exactly one RequestEnded whatever happens.
+
+    `max_tokens` None means as many as context and memory allow. `scope` is what a prefix's numbers depend on besides
+    its tokens, and who may share them. `priority`: 0 is high, 1 normal, 2 low.
+    """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: Sampling = Sampling()
-    max_tokens: int
+    max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end the answer besides the model's own."""
+    num_choices: int = 1
+    priority: int = 1
+    scope: bytes = b""
+    num_logprobs: int | None = None
+    prompt_logprobs: bool = False
+    """Whether the prompt's tokens are wanted with their logprobs too, as Deltas without text before all others."""
+    grammar: Grammar | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
@@ -107,6 +127,11 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     context_length: int | None
     active_bytes: int
     load_s: float
+    kind: str = "plain"
+    """The store of keys and values."""
+    why: str = ""
+    num_blocks: int = 0
+    block_bytes: int = 0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag="load_failed"):
@@ -130,6 +155,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class RequestEnded(msgspec.Struct, frozen=True, kw_only=True, tag="request_ended"):
@@ -147,6 +173,32 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     events: tuple[RequestStarted | Delta | RequestEnded, ...]
 
 
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """A look at a worker's engine, sent now and then while it works and once when it comes to rest."""
+
+    blocks_total: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_free: int = 0
+    waste: float = 0.0
+    """The part of the token places in owned blocks that holds no token."""
+    running: int = 0
+    waiting: int = 0
+    preemptions: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    tokens_per_s: float = 0.0
+    step_s: float = 0.0
+    """The mean over the steps of the window, like its two parts."""
+    step_chunks_s: float = 0.0
+    step_rows_s: float = 0.0
+    batch_width: float = 0.0
+    """Rows per step that had any."""
+    active_bytes: int | None = None
+    peak_bytes: int | None = None
+    cache_bytes: int | None = None
+
+
 # ── server ↔ prep ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -156,6 +208,19 @@ class Render(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
     job: int
     path: str
     messages: tuple[Message, ...]
+
+
+class VetGrammar(msgspec.Struct, frozen=True, kw_only=True, tag="vet_grammar"):
+    """Say whether a grammar is one, and within the limits."""
+
+    job: int
+    grammar: Grammar
+
+
+class GrammarVetted(msgspec.Struct, frozen=True, kw_only=True, tag="grammar_vetted"):
+    """The grammar can be used."""
+
+    job: int
 
 
 class JobStarted(msgspec.Struct, frozen=True, kw_only=True, tag="job_started"):
@@ -179,9 +244,9 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag="job_failed"):
 
 
 ToWorker = Load | Generate | Cancel | Shutdown
-FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step
-ToPrep = Render | Shutdown
-FromPrep = Hello | JobStarted | Tokens | JobFailed
+FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step | Stats
+ToPrep = Render | VetGrammar | Shutdown
+FromPrep = Hello | JobStarted | Tokens | GrammarVetted | JobFailed
 
 FrameT = TypeVar("FrameT")
 

@@ -32,10 +32,53 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How the next token is chosen; None means the model's own default."""
+    """How the next token is chosen; None means the model's own default.
+
+    `presence_penalty` and `frequency_penalty` look at the answer, `repetition_penalty` at the prompt as well.
+    """
 
     temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these token ids."""
+    min_tokens: int = 0
+    """No stop token is chosen before."""
+    ignore_eos: bool = False
+    """The model's own stop tokens end nothing."""
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer has to look like: a JSON Schema, a regular expression, a JSON list of choices, or Lark rules.
+
+    With `after`, it holds only from the first occurrence of that text on; before it the answer is free.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "lark"]
+    source: str
+    after: str | None = None
+
+
+class Likely(msgspec.Struct, frozen=True, array_like=True):
+    """A token that the model could have chosen; `raw` are the bytes that it stands for."""
+
+    token_id: int
+    raw: bytes
+    logprob: float
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """A token of the answer or of the prompt, and the likeliest ones in its place; None: nothing came before it."""
+
+    token_id: int
+    raw: bytes
+    logprob: float | None
+    top: tuple[Likely, ...] = ()
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +90,12 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    num_choices: int = 1
+    priority: int = 1
+    """0 is high, 1 normal, 2 low."""
+    num_logprobs: int | None = None
+    """How many likely tokens to name beside each token of the answer; None: no logprobs at all."""
+    grammar: Grammar | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +118,7 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text_delta"):
     choice: int
     text: str
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class ChoiceEnded(msgspec.Struct, frozen=True, tag="choice_ended"):

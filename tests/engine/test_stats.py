@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxm.engine.stats import Meter, Stats, StepTimes
+from mlxm.engine.stats import Meter, StepTimes
+from mlxm.frames import Stats
 from mlxm.testing.runner import Costs
 from tests.engine.harness import Harness, prompt_of
 

@@ -29,10 +29,10 @@ from mlxm.engine.plan import BLOCK_TOKENS, Outcome, Runner
 from mlxm.engine.request import SEED_BITS, Order, Request, answer_of, seed_of
 from mlxm.engine.scheduler import Scheduler, SchedulerOptions
 from mlxm.engine.sequence import Sequence
-from mlxm.engine.stats import Meter, Stats, StepTimes
+from mlxm.engine.stats import Meter, StepTimes
 from mlxm.engine.suspects import Suspects
 from mlxm.errors import Conflict, ContextTooLong, InternalError, MlxmError, OutOfMemory
-from mlxm.frames import Delta, Fault, RequestEnded, RequestStarted
+from mlxm.frames import Delta, Fault, RequestEnded, RequestStarted, Stats
 from mlxm.types import Usage
 
 Event = RequestStarted | Delta | RequestEnded

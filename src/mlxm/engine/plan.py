@@ -35,6 +35,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     table: Sequence[int]
     sampling: Sampling = Sampling()
     seed: int = 0
+    tokens: Sequence[int] = ()
+    """All tokens of the sequence that are known, prompt and answer: its own list, which grows after the step."""
+    num_prompt: int = 0
+    """How many of them are the prompt's."""
+    mask: bytes | None = None
+    """A bit for each token id, the lowest first: whether it may be chosen."""
+    banned_ids: tuple[int, ...] = ()
+    """Tokens that may not be chosen in this step."""
+    num_logprobs: int | None = None
+    """How many of the likeliest tokens to name; None: no logprobs are wanted."""
+    target: int | None = None
+    """A token whose logprob is wanted instead of the chosen one's: that of the prompt which comes next."""
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +71,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     wipes: tuple[int, ...] = ()
 
 
+class RowLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The logprob of a row's token (or of its target), and the likeliest ids with theirs, the likeliest first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """A launched plan's result: a token per row (of a failed row it means nothing), and the seconds it took.
 
@@ -66,6 +85,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tokens: tuple[int, ...]
+    logprobs: tuple[RowLogprobs | None, ...] = ()
+    """One per row when any row wants them, else empty."""
     failed_rows: tuple[int, ...] = ()
     failed_chunks: tuple[int, ...] = ()
     chunks_s: float = 0.0

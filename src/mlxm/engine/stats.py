@@ -7,35 +7,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from mlxm.frames import Stats
+
 WINDOW_S = 5.0
 """Rates and step times are those of the last seconds."""
 _SHORTEST_S = 1e-3
-
-
-class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """A look at the engine; what the device knows about memory is filled in by whoever has the device."""
-
-    blocks_total: int = 0
-    blocks_used: int = 0
-    blocks_cached: int = 0
-    blocks_free: int = 0
-    waste: float = 0.0
-    """The part of the token places in owned blocks that holds no token."""
-    running: int = 0
-    waiting: int = 0
-    preemptions: int = 0
-    prefix_queried_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    tokens_per_s: float = 0.0
-    step_s: float = 0.0
-    """The mean over the steps of the window, like its two parts."""
-    step_chunks_s: float = 0.0
-    step_rows_s: float = 0.0
-    batch_width: float = 0.0
-    """Rows per step that had any."""
-    active_bytes: int | None = None
-    peak_bytes: int | None = None
-    cache_bytes: int | None = None
 
 
 class StepTimes(NamedTuple):
