@@ -1,12 +1,14 @@
 """Those who compete in `benchmarks.engine`: all are given prompts, and asked for one step after the other.
 
-The peers get what they are best with: BatchGenerator the sizes that mlx_lm.server gives it and its own greedy sampler,
-which it applies to the whole batch at once, and nobody reads their text.
+Each runs as it does in real life. The peers get what they are best with: BatchGenerator the sizes that mlx_lm.server
+gives it and its own greedy sampler, which it applies to the whole batch at once; nobody reads their text; and they run
+with the fused kernels that mlx compiles on the CPU by default. Our engine runs as it does in a worker: without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -14,7 +16,7 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import KVCache
 
 from mlxm.device.choice import RunnerOptions, open_runner
-from mlxm.device.loader import LoadedModel
+from mlxm.device.loader import LoadedModel, use_plain_kernels
 from mlxm.engine.blocks import num_blocks_for
 from mlxm.engine.engine import Engine, EngineOptions
 from mlxm.engine.request import Order
@@ -34,11 +36,22 @@ class Contender(Protocol):
         ...
 
 
+@contextmanager
+def as_in_worker() -> Iterator[None]:
+    """Compute as a worker does; the peers before and after are left with mlx's own default."""
+    use_plain_kernels()
+    try:
+        yield
+    finally:
+        mx.enable_compile()  # type: ignore[no-untyped-call]  # as mlx has it
+
+
 class MlxmEngine:
     """Our engine, on a runner with room for as many tokens as its prompts and answers will have."""
 
     def __init__(self, loaded: LoadedModel, options: RunnerOptions) -> None:
-        runner = open_runner(loaded, options)
+        with as_in_worker():
+            runner = open_runner(loaded, options)
         self.store = f"{runner.facts.kind} ({runner.facts.why})"
         self._engine = Engine(runner, loaded.detokenizer, EngineOptions(vocab_size=loaded.vocab_size))
         self._num_orders = 0
@@ -59,7 +72,8 @@ class MlxmEngine:
         """Make a step; the ids of the requests that got a token."""
         if not self.has_work:
             raise RuntimeError("every answer is complete")
-        return [event.request_id for event in self._engine.step() if isinstance(event, Delta)]
+        with as_in_worker():
+            return [event.request_id for event in self._engine.step() if isinstance(event, Delta)]
 
     @property
     def has_work(self) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 
 from mlxm import __version__
 from mlxm.errors import BY_CODE, InternalError, InvalidRequest, MlxmError, ProtocolMismatch
-from mlxm.types import FinishReason, Grammar, Message, Sampling, TokenLogprobs, Usage
+from mlxm.types import FinishReason, Grammar, Message, Sampling, Thinking, TokenLogprobs, Tool, Usage
 
 if TYPE_CHECKING:
     import asyncio  # children read blocking sockets and start faster without it
@@ -208,6 +208,29 @@ class Render(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
     job: int
     path: str
     messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    thinking: Thinking = Thinking()
+    template_options: str = "{}"
+    continues_final: bool = False
+
+
+class Encode(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):
+    """Turn a text into token ids, with the tokens that the model's tokenizer puts before it unless `is_bare`."""
+
+    job: int
+    path: str
+    text: str
+    suffix: str | None = None
+    """What comes after the gap, for models that fill in the middle."""
+    is_bare: bool = False
+
+
+class Decode(msgspec.Struct, frozen=True, kw_only=True, tag="decode"):
+    """Turn token ids into text."""
+
+    job: int
+    path: str
+    ids: tuple[int, ...]
 
 
 class VetGrammar(msgspec.Struct, frozen=True, kw_only=True, tag="vet_grammar"):
@@ -230,10 +253,18 @@ class JobStarted(msgspec.Struct, frozen=True, kw_only=True, tag="job_started"):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
-    """The prompt's token ids."""
+    """The prompt's token ids, and the last characters of its text."""
 
     job: int
     ids: tuple[int, ...]
+    ending: str = ""
+
+
+class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
+    """The text of token ids."""
+
+    job: int
+    text: str
 
 
 class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag="job_failed"):
@@ -245,8 +276,8 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag="job_failed"):
 
 ToWorker = Load | Generate | Cancel | Shutdown
 FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step | Stats
-ToPrep = Render | VetGrammar | Shutdown
-FromPrep = Hello | JobStarted | Tokens | GrammarVetted | JobFailed
+ToPrep = Render | Encode | Decode | VetGrammar | Shutdown
+FromPrep = Hello | JobStarted | Tokens | Text | GrammarVetted | JobFailed
 
 FrameT = TypeVar("FrameT")
 

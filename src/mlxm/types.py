@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-Role = Literal["system", "developer", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text"):
@@ -20,15 +20,62 @@ class TextPart(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
-Part = TextPart
+class ReasoningPart(msgspec.Struct, frozen=True, tag="reasoning"):
+    """What the assistant thought before it answered; `signature` is what its maker wants back with it."""
+
+    text: str
+    signature: str | None = None
+
+
+class ToolCallPart(msgspec.Struct, frozen=True, kw_only=True, tag="tool_call"):
+    """The assistant's call of a tool; `arguments` is JSON, as it was written."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+Part = TextPart | ReasoningPart | ToolCallPart
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn of a conversation; the parts keep their order."""
+    """One turn of a conversation; the parts keep their order.
+
+    A message of the role "tool" is the result of the call `tool_call_id`.
+    """
 
     role: Role
     content: tuple[Part, ...]
     name: str | None = None
+    tool_call_id: str | None = None
+    is_error: bool = False
+    """Whether the tool failed."""
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the assistant may call; `parameters` is a JSON Schema as JSON text."""
+
+    name: str
+    description: str | None = None
+    parameters: str | None = None
+    is_strict: bool = False
+    """Whether arguments are to follow the schema to the letter."""
+
+
+class ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether tools are called: as the assistant likes, not at all, at least one, or the one of that name."""
+
+    mode: Literal["auto", "none", "required", "named"] = "auto"
+    name: str | None = None
+    allows_several: bool = True
+
+
+class Thinking(msgspec.Struct, frozen=True, kw_only=True):
+    """How much the assistant thinks before it answers; None leaves it to the model's template."""
+
+    is_on: bool | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    budget_tokens: int | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,21 +128,45 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[Likely, ...] = ()
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation to be answered by `model`; `max_tokens` None means up to the context's end."""
+class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What every request for text has; `max_tokens` None means up to the context's end."""
 
     request_id: str
     model: str
-    messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end the answer besides the model's own."""
     num_choices: int = 1
     priority: int = 1
     """0 is high, 1 normal, 2 low."""
     num_logprobs: int | None = None
     """How many likely tokens to name beside each token of the answer; None: no logprobs at all."""
     grammar: Grammar | None = None
+
+
+class ChatRequest(AnswerOptions, frozen=True, kw_only=True):
+    """A conversation to be answered by `model`."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    thinking: Thinking = Thinking()
+    template_options: str = "{}"
+    """A JSON object of what the model's template takes besides."""
+    continues_final: bool = False
+    """Whether the last message, the assistant's, is the answer's beginning."""
+
+
+class CompletionRequest(AnswerOptions, frozen=True, kw_only=True):
+    """A text, or token ids, to be gone on with by `model`, with no template between."""
+
+    prompt: str | tuple[int, ...]
+    suffix: str | None = None
+    """What comes after the answer, for models that fill in the middle."""
+    echoes: bool = False
+    """Whether the answer begins with the prompt, and with its logprobs if those are wanted."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +192,33 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text_delta"):
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning_delta"):
+    """More of what one choice thinks before it answers."""
+
+    choice: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    signature: str | None = None
+
+
+class ToolCallStarted(msgspec.Struct, frozen=True, kw_only=True, tag="tool_call_started"):
+    """One choice begins its call number `index`."""
+
+    choice: int
+    index: int
+    id: str
+    name: str
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call_delta"):
+    """More of a call's arguments, which are JSON."""
+
+    choice: int
+    index: int
+    arguments: str
+
+
 class ChoiceEnded(msgspec.Struct, frozen=True, tag="choice_ended"):
     """One choice is complete."""
 
@@ -134,7 +232,7 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
     usage: Usage
 
 
-Event = Started | TextDelta | ChoiceEnded | Ended
+Event = Started | TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta | ChoiceEnded | Ended
 
 
 class Backend(Protocol):

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mlxm.errors import InvalidRequest
-from mlxm.types import Message
+from mlxm.types import Message, TextPart
 
 _HINT: Final = "Change the conversation to what this model's template takes, or use another model."
 _QUOTED_DEVELOPER: Final = re.compile(r"""(['"])developer\1""")
@@ -56,7 +56,7 @@ class ChatTemplate:
 
     def _plain(self, message: Message) -> dict[str, object]:
         role = "system" if message.role == "developer" and not self._knows_developer else message.role
-        texts = [part.text for part in message.content]
+        texts = [part.text for part in message.content if isinstance(part, TextPart)]
         plain: dict[str, object] = {"role": role, "content": _parts(texts) if self._wants_parts else "".join(texts)}
         if message.name is not None:
             plain["name"] = message.name

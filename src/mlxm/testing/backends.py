@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 from functools import partial
 
 from mlxm.errors import ModelNotFound
-from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, FinishReason, Started, TextDelta, Usage
+from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, FinishReason, Message, Started, TextDelta, TextPart, Usage
 
 ECHO_MODEL = "mlxm/echo"
 
@@ -111,9 +111,9 @@ def echo(request: ChatRequest, pace: Wait | None = None) -> Iterator[Step]:
     """The script of EchoBackend: a token is a word, prompts are counted in words too."""
     if request.model != ECHO_MODEL:
         yield ModelNotFound(f"There is no model {request.model}.", hint=f"Ask for {ECHO_MODEL}.", param="model")
-    num_prompt = sum(len(part.text.split()) for message in request.messages for part in message.content)
+    num_prompt = sum(len(_said(message).split()) for message in request.messages)
     yield Started(num_prompt)
-    text = "".join(part.text for part in request.messages[-1].content)
+    text = _said(request.messages[-1])
     words, reason = _cut([word for word in text.split(" ") if word], request)
     for index, word in enumerate(words):
         if pace is not None:
@@ -121,6 +121,10 @@ def echo(request: ChatRequest, pace: Wait | None = None) -> Iterator[Step]:
         yield TextDelta(choice=0, text=word if index == 0 else f" {word}", token_ids=(index,))
     yield ChoiceEnded(choice=0, reason=reason)
     yield Ended(Usage(prompt_tokens=num_prompt, completion_tokens=len(words)))
+
+
+def _said(message: Message) -> str:
+    return "".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
 def _cut(words: list[str], request: ChatRequest) -> tuple[list[str], FinishReason]:

@@ -317,6 +317,8 @@ class ChunkWriter:
                 return self._choice(choice, ChoiceDelta(), reason)
             case Ended(usage=usage):
                 return self._chunk((), CompletionUsage.of(usage)) if self._include_usage else b""
+            case _:
+                return b""
 
     def _choice(self, index: int, delta: ChoiceDelta, reason: FinishReason | None = None) -> bytes:
         return self._chunk((ChunkChoice(index=index, delta=delta, finish_reason=reason),), None)
