@@ -43,7 +43,7 @@ def as_in_worker() -> Iterator[None]:
     try:
         yield
     finally:
-        mx.enable_compile()  # type: ignore[no-untyped-call]  # as mlx has it
+        mx.enable_compile()
 
 
 class MlxmEngine:

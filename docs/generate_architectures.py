@@ -19,11 +19,12 @@ from mlxm.device.blas import open_blas
 open_blas()
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # fused kernels take a compiler a second each
 
-from mlxm.device.batch_build import BATCHED_KIND  # noqa: E402  # loads mlx
-from mlxm.device.choice import CANDIDATES, Candidate, RunnerOptions, open_runner  # noqa: E402
+from mlxm.device.batch_check import find_batching_fault  # noqa: E402  # loads mlx
+from mlxm.device.choice import CANDIDATES, Candidate  # noqa: E402
 from mlxm.device.kv_store import LayerShape, read_shapes  # noqa: E402
 from mlxm.device.loader import LoadedModel, load  # noqa: E402
-from mlxm.device.selfcheck import Reference, blocks_needed, compute_reference, find_fault  # noqa: E402
+from mlxm.device.reference import Reference, compute_reference  # noqa: E402
+from mlxm.device.selfcheck import blocks_needed, find_fault  # noqa: E402
 from mlxm.errors import InternalError  # noqa: E402
 from mlxm.testing import ARCHITECTURES, build_models  # noqa: E402
 
@@ -81,10 +82,9 @@ def write_row(name: str, support: Support) -> str:
 
 
 def _outside_blocks(loaded: LoadedModel, reason: str) -> Support:
-    facts = open_runner(loaded, RunnerOptions(memory_bytes=1 << 28)).facts
-    is_batched = facts.kind == BATCHED_KIND
-    fault = "" if is_batched else facts.why.partition(":")[0].partition(" (")[0]
-    return Support((), is_batched=is_batched, reason="; ".join(filter(None, (reason, fault))))
+    fault = find_batching_fault(loaded.model, loaded.vocab_size) or ""
+    reasons = (reason, fault.partition(":")[0].partition(" (")[0])
+    return Support((), is_batched=not fault, reason="; ".join(filter(None, reasons)))
 
 
 def _first_right(

@@ -27,10 +27,19 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(limited())
 
 
-async def start(*acts: str, hello_timeout_s: float = 30.0) -> Child:
+async def start(
+    *acts: str, hello_timeout_s: float = 30.0, on_words: Callable[[str], None] | None = None
+) -> Child:
     """A child with this script."""
     environ = os.environ | {"PYTHONPATH": str(CHILDREN)}
-    return await Child.start("scripted", FROM_CHILD, arguments=acts, environ=environ, hello_timeout_s=hello_timeout_s)
+    return await Child.start(
+        "scripted",
+        FROM_CHILD,
+        arguments=acts,
+        environ=environ,
+        hello_timeout_s=hello_timeout_s,
+        on_words=on_words,
+    )
 
 
 @asynccontextmanager
@@ -86,6 +95,21 @@ def test_a_child_that_says_nothing_is_given_up(is_gone: Callable[[int, float], b
         assert is_gone(pids[0], 0)
 
     run(test())
+
+
+def test_what_a_child_says_is_passed_on_line_by_line() -> None:
+    """Nothing without words, and no line without end."""
+    lines: list[str] = []
+
+    async def test() -> None:
+        child = await start("hello", "flood", "words", on_words=lines.append)
+        assert [frame async for frame in child.frames()] == []
+        await child.death("The child")
+
+    run(test())
+    assert set(lines[0]) == {"x"}
+    assert len(lines[0]) <= 5000
+    assert lines[1:] == ["last words", "first line", "  last words"]
 
 
 def test_a_child_that_dies_at_once_leaves_its_last_words() -> None:

@@ -22,11 +22,24 @@ from mlxm.errors import (
     ModelNotFound,
     WorkerDied,
 )
-from mlxm.frames import Cancel, Fault, RequestEnded
-from mlxm.hub import UNKNOWN_CONTEXT_MAX_TOKENS, Hub, HubSettings, _events, _room
+from mlxm.frames import Cancel, Delta, Fault, Generate, RequestEnded
+from mlxm.hub import Hub, HubSettings, _check_room, _events, _order
 from mlxm.pool.pool import LocalModel
 from mlxm.settings import Settings
-from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, Message, Sampling, Started, TextDelta, TextPart, Usage
+from mlxm.types import (
+    ChatRequest,
+    ChoiceEnded,
+    Ended,
+    Event,
+    Grammar,
+    Message,
+    Sampling,
+    Started,
+    TextDelta,
+    TextPart,
+    TokenLogprobs,
+    Usage,
+)
 
 LIMIT_S = 60.0
 
@@ -171,13 +184,46 @@ def test_a_conversation_that_cannot_be_rendered_is_refused(runner: asyncio.Runne
 
 
 @pytest.mark.parametrize(
-    ("context", "max_tokens", "room"),
-    [(100, None, 90), (100, 90, 90), (None, None, UNKNOWN_CONTEXT_MAX_TOKENS), (None, 7, 7)],
+    ("context", "max_tokens", "fits"),
+    [(100, None, True), (100, 90, True), (100, 91, False), (10, None, False), (None, None, True), (None, 7, True)],
 )
-def test_the_room_for_an_answer(context: int | None, max_tokens: int | None, room: int) -> None:
-    """Up to the context's end, or what was asked for."""
+def test_the_room_for_an_answer(context: int | None, max_tokens: int | None, fits: bool) -> None:  # noqa: FBT001
+    """At least a token, or what was asked for; where the context is not known, the worker decides."""
     model = LocalModel(name="x", folder=Path("/x"), context_length=context)
-    assert _room(model, 10, max_tokens) == room
+    if fits:
+        _check_room(model, 10, max_tokens)
+        return
+    with pytest.raises(ContextTooLong, match=f"10 tokens.* holds {context}"):
+        _check_room(model, 10, max_tokens)
+
+
+def test_all_that_was_asked_for_reaches_the_worker() -> None:
+    """Whatever has the same name on both sides."""
+    asked = ChatRequest(
+        request_id="a",
+        model="m",
+        messages=(),
+        sampling=Sampling(temperature=0.5, seed=3),
+        max_tokens=None,
+        stop=("x",),
+        stop_ids=(7,),
+        num_choices=3,
+        priority=0,
+        num_logprobs=2,
+        grammar=Grammar(kind="regex", source="a+"),
+    )
+    order = _order(asked, (1, 2))
+    assert order.prompt_ids == (1, 2)
+    shared = set(Generate.__struct_fields__) & set(ChatRequest.__struct_fields__)
+    assert {name: getattr(order, name) for name in shared} == {name: getattr(asked, name) for name in shared}
+    assert set(Generate.__struct_fields__) - shared == {"prompt_ids", "prompt_logprobs", "scope"}
+
+
+def test_logprobs_come_with_their_text() -> None:
+    """As the worker found them."""
+    logprobs = (TokenLogprobs(5, b"a", -0.5),)
+    delta = Delta(request_id="a", choice=1, seq=0, text="a", token_ids=(5,), logprobs=logprobs)
+    assert _events(delta, 1) == (TextDelta(choice=1, text="a", token_ids=(5,), logprobs=logprobs),)
 
 
 def test_how_a_request_ended_is_told() -> None:
@@ -228,9 +274,11 @@ def test_a_hub_whose_prep_cannot_start_says_why(tmp_path: Path, monkeypatch: pyt
     asyncio.run(test())
 
 
-def test_workers_keep_what_they_compile_in_the_home(tmp_path: Path) -> None:
-    """So that later ones need not compile it again."""
-    assert Hub(HubSettings(home=tmp_path))._pool._options.scratch == tmp_path / "cache" / "worker"
+def test_workers_keep_what_they_compile_and_found_out_in_the_home(tmp_path: Path) -> None:
+    """So that later ones need not do it again."""
+    options = Hub(HubSettings(home=tmp_path))._pool._options
+    assert options.scratch == tmp_path / "cache" / "worker"
+    assert options.verdicts == tmp_path / "cache" / "kv-stores"
 
 
 def test_the_settings_reach_what_they_set(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from mlxm.errors import InternalError, MlxmError, WorkerDied
 from mlxm.frames import Decoder, Hello, Shutdown, check_hello, encode
 
 LAST_WORDS_BYTES = 8192
+_LINE_BYTES = 4096
 _STREAM_LIMIT_BYTES = 1 << 20
 _EXIT_S = 1.0
 
@@ -33,11 +34,13 @@ class Child:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         decoder: Decoder,
+        on_words: Callable[[str], None] | None = None,
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
         self._decoder = decoder
+        self._on_words = on_words
         self._last_words = b""
         self._stderr_task = asyncio.create_task(self._keep_stderr())
 
@@ -50,9 +53,11 @@ class Child:
         arguments: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
         hello_timeout_s: float = 60.0,
+        on_words: Callable[[str], None] | None = None,
     ) -> Child:
         """Exec `python -m module --fd N …` and wait for its hello; `frames` is the union it may send.
 
+        `on_words` is told each line that it writes on stderr.
         -P keeps the current folder off the child's import path: a jinja2.py lying there must not be run.
         """
         try:
@@ -84,7 +89,7 @@ class Child:
             process.kill()
             await process.wait()
             raise
-        child = cls(process, reader, writer, Decoder(frames))
+        child = cls(process, reader, writer, Decoder(frames), on_words)
         try:
             await child._greet(module, hello_timeout_s)
         except BaseException:
@@ -169,8 +174,20 @@ class Child:
         stderr = self._process.stderr
         if stderr is None:
             return
+        line = b""
         while chunk := await stderr.read(LAST_WORDS_BYTES):
             self._last_words = (self._last_words + chunk)[-LAST_WORDS_BYTES:]
+            *lines, line = (line + chunk).split(b"\n")
+            self._tell(lines)
+            line = line[:_LINE_BYTES]
+        self._tell([line])
+
+    def _tell(self, lines: list[bytes]) -> None:
+        """Pass on what says something."""
+        for line in lines:
+            words = line[:_LINE_BYTES].decode(errors="replace").rstrip()
+            if words and self._on_words is not None:
+                self._on_words(words)
 
 
 def _could_not_start(module: str, error: OSError) -> InternalError:

@@ -15,7 +15,7 @@ from mlxm.frames import Delta, Fault, Generate, RequestEnded, RequestStarted
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.prep import Prep, PrepLimits
 from mlxm.pool.stream import RequestEvent
-from mlxm.pool.worker import OnDeath, WorkerOptions
+from mlxm.pool.worker import OnDeath, OnWords, WorkerOptions, ignore
 from mlxm.router import Router
 from mlxm.settings import Settings
 from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, Started, TextDelta
@@ -23,9 +23,6 @@ from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, Started, TextDelt
 if TYPE_CHECKING:
     from mlxm.downloads import Downloads
     from mlxm.hub_access import HubAccess
-
-UNKNOWN_CONTEXT_MAX_TOKENS = 4096
-"""How far an unlimited answer goes when the model's files do not say how long its context is."""
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,14 +45,16 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Hub:
     """Answers chats with the models of this machine; `start` it before and `close` it after, or use `async with`.
 
-    `on_death` is told of each process that dies, or cannot start, with its last words.
+    `on_death` is told of each process that dies, or cannot start, with its last words; `on_words` of every line that
+    a model's process writes on stderr.
     """
 
-    def __init__(self, settings: HubSettings, on_death: OnDeath | None = None) -> None:
-        worker = msgspec.structs.replace(settings.worker, scratch=settings.home / "cache" / "worker")
+    def __init__(self, settings: HubSettings, on_death: OnDeath = ignore, on_words: OnWords = ignore) -> None:
+        cache = settings.home / "cache"
+        worker = msgspec.structs.replace(settings.worker, scratch=cache / "worker", verdicts=cache / "kv-stores")
         self._router = Router(settings.home)
         self._prep = Prep(settings.prep, on_death)
-        self._pool = Pool(worker, on_death)
+        self._pool = Pool(worker, on_death, on_words)
         self._access: HubAccess | None = None
         self._opening_access = asyncio.Lock()
         self._unready: str | None = "mlxm is starting"
@@ -103,14 +102,8 @@ class Hub:
         """
         model = await self._router.resolve(request.model, may_be_path=may_be_path)
         prompt_ids = await self._prep.render(model.folder, request.messages)
-        order = Generate(
-            request_id=request.request_id,
-            prompt_ids=prompt_ids,
-            sampling=request.sampling,
-            max_tokens=_room(model, len(prompt_ids), request.max_tokens),
-            stop=request.stop,
-        )
-        async with aclosing(self._pool.generate(model, order)) as frames:
+        _check_room(model, len(prompt_ids), request.max_tokens)
+        async with aclosing(self._pool.generate(model, _order(request, prompt_ids))) as frames:
             async for frame in frames:
                 for event in _events(frame, len(prompt_ids)):
                     yield event
@@ -122,13 +115,25 @@ def _open_access() -> HubAccess:
     return HubAccess.open()
 
 
-def _room(model: LocalModel, num_prompt: int, max_tokens: int | None) -> int:
-    """How many tokens the answer may have; raises ContextTooLong when the context cannot hold them."""
-    if model.context_length is None:
-        return UNKNOWN_CONTEXT_MAX_TOKENS if max_tokens is None else max_tokens
-    room = model.context_length - num_prompt
+def _order(request: ChatRequest, prompt_ids: tuple[int, ...]) -> Generate:
+    return Generate(
+        request_id=request.request_id,
+        prompt_ids=prompt_ids,
+        sampling=request.sampling,
+        max_tokens=request.max_tokens,
+        stop=request.stop,
+        stop_ids=request.stop_ids,
+        num_choices=request.num_choices,
+        priority=request.priority,
+        num_logprobs=request.num_logprobs,
+        grammar=request.grammar,
+    )
+
+
+def _check_room(model: LocalModel, num_prompt: int, max_tokens: int | None) -> None:
+    """Refuse what the context cannot hold before a worker is asked; it knows best how much else there is room for."""
     asked = 1 if max_tokens is None else max_tokens
-    if asked > room:
+    if model.context_length is not None and num_prompt + asked > model.context_length:
         wanted = "" if max_tokens is None else f" and max_tokens asks for {max_tokens} more"
         raise ContextTooLong(
             f"The prompt has {num_prompt} tokens{wanted}, but the context of {model.name} holds "
@@ -136,7 +141,6 @@ def _room(model: LocalModel, num_prompt: int, max_tokens: int | None) -> int:
             hint="Shorten the conversation or lower max_tokens.",
             param="messages",
         )
-    return room if max_tokens is None else max_tokens
 
 
 def _events(frame: RequestEvent, num_prompt: int) -> tuple[Event, ...]:
@@ -155,7 +159,7 @@ def _events(frame: RequestEvent, num_prompt: int) -> tuple[Event, ...]:
 
 
 def _delta_events(delta: Delta) -> tuple[Event, ...]:
-    text = TextDelta(choice=delta.choice, text=delta.text, token_ids=delta.token_ids)
+    text = TextDelta(choice=delta.choice, text=delta.text, token_ids=delta.token_ids, logprobs=delta.logprobs)
     if delta.finish_reason is None:
         return (text,)
     return (text, ChoiceEnded(choice=delta.choice, reason=delta.finish_reason))

@@ -14,7 +14,7 @@ import msgspec
 
 from mlxm.downloads.job import Progress
 from mlxm.errors import BY_CODE, InternalError, MlxmError, ServerUnreachable
-from mlxm.store.control import Control, read_control
+from mlxm.store.control import UNIX_SCHEME, Control, read_control
 
 T = TypeVar("T")
 
@@ -39,8 +39,10 @@ class Remote:
 
     def __init__(self, control: Control) -> None:
         self.url = control.url
+        is_unix = control.url.startswith(UNIX_SCHEME)
         self._client = httpx.Client(
-            base_url=control.url,
+            base_url="http://localhost" if is_unix else control.url,
+            transport=httpx.HTTPTransport(uds=control.url.removeprefix(UNIX_SCHEME)) if is_unix else None,
             headers={"Authorization": f"Bearer {control.token}"},
             timeout=_TIMEOUT_S,
             trust_env=False,  # a proxy would see the token, and finds nothing at an address of this machine

@@ -1,4 +1,4 @@
-"""The neutral types that every floor speaks: requests, events and the one-method Backend protocol.
+"""The neutral types that every floor speaks: requests, events and the Backend protocol.
 
 They know no API dialect, no HTTP and no MLX. Dialects translate to and from them (`wire`), backends answer them.
 """
@@ -235,12 +235,54 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
 Event = Started | TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta | ChoiceEnded | Ended
 
 
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that can be asked by `name`; `target` is the one behind an alias."""
+
+    name: str
+    target: str | None = None
+    created_s: int = 0
+    """When it came, in unix seconds."""
+    context_length: int | None = None
+    is_loaded: bool = False
+
+
+class Encoded(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokens of a prompt, and how many its model takes at most."""
+
+    ids: tuple[int, ...]
+    context_length: int | None = None
+
+
 class Backend(Protocol):
-    """Whatever can answer a chat: a local model, a cloud, a server elsewhere.
+    """Whatever can answer: a local model, a cloud, a server elsewhere.
 
     Closing the generator early cancels the request and frees all that it held.
     """
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answer `request`: Started first, Ended last."""
+        ...
+
+    def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
+        """Go on with a prompt, as it is: Started first, Ended last, and of the deltas only those of text."""
+        ...
+
+
+class Models(Protocol):
+    """The models that can be asked, and their tokens."""
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        """Every one, by every name."""
+        ...
+
+    async def find_model(self, name: str) -> ModelInfo:
+        """The one of that name; ModelNotFound with near names."""
+        ...
+
+    async def tokenize(self, request: ChatRequest | CompletionRequest, *, is_bare: bool = False) -> Encoded:
+        """The tokens of a request's prompt; `is_bare` leaves out those that the tokenizer puts before a text."""
+        ...
+
+    async def detokenize(self, model: str, ids: tuple[int, ...]) -> str:
+        """The text of token ids."""
         ...

@@ -113,7 +113,10 @@ def test_a_shared_beginning_is_read_once_for_all(num_strangers: int) -> None:
 @pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize(("start", "length"), [(0, 1), (0, 300), (77, 200), (1000, 33)])
 def test_a_chunk_attends_to_what_came_before(
-    start: int, length: int, window: int | None, has_sinks: bool  # noqa: FBT001
+    start: int,
+    length: int,
+    window: int | None,
+    has_sinks: bool,  # noqa: FBT001
 ) -> None:
     """As mlx's own attention does with a mask, whatever the tiles."""
     mx.random.seed(4)
@@ -122,7 +125,9 @@ def test_a_chunk_attends_to_what_came_before(
     keys, values = mx.random.normal((KV_HEADS, num_keys, DIM)), mx.random.normal((KV_HEADS, num_keys, DIM))
     sinks = mx.random.normal((HEADS,)) if has_sinks else None
     tilings = tile(start=start, length=length, first_key=0, window=window, num_heads=HEADS)
-    tiles = [Tile(each.start, each.stop, tuple(_span(*span, HEADS // KV_HEADS) for span in each.spans)) for each in tilings]
+    tiles = [
+        Tile(each.start, each.stop, tuple(_span(*span, HEADS // KV_HEADS) for span in each.spans)) for each in tilings
+    ]
     found = attend_tiles(queries, keys, values, tiles, scale=SCALE, sinks=sinks, exp=EXPONENTIALS[0])
     mask = base.create_causal_mask(length, start, window_size=window)
     expected = mx.fast.scaled_dot_product_attention(

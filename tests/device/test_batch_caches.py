@@ -1,5 +1,5 @@
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from mlxm.device.batch_build import ALONE_KIND, BATCHED_KIND, build_batch_cache_
 from mlxm.device.batch_caches import BatchCacheRunner
 from mlxm.device.batch_check import find_batching_fault
 from mlxm.device.cache_batch import find_unmergeable
+from mlxm.device.sampler import Sampled, Sampler
 from mlxm.engine.plan import Chunk, Plan, Row, RunnerFacts
-from mlxm.errors import InternalError
-from mlxm.testing import ARCHITECTURES, build_models
+from mlxm.errors import InternalError, OutOfMemory
+from tests.device.driver import tiny, tiny_folders
 
 NAMES = ("qwen3", "gpt_oss", "qwen3_next", "falcon_h1", "llama4", "afm7", "gemma2")
 FACTS = RunnerFacts(
@@ -24,24 +25,10 @@ FACTS = RunnerFacts(
 Prompts = Mapping[int, Sequence[int]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def plain_kernels() -> Iterator[None]:
-    """Without fused kernels, each of which takes a compiler a second."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+def models(folder: Path) -> Mapping[str, Any]:
     """Tiny models by architecture."""
-    folders = build_models({name: ARCHITECTURES[name] for name in NAMES}, tmp_path_factory.mktemp("models"))
-    return {name: load_model(folder)[0] for name, folder in folders.items()}
-
-
-def likeliest(logits: mx.array, _rows: Sequence[Row]) -> mx.array:
-    """Greedy sampling."""
-    return mx.argmax(logits, axis=-1)
+    return {name: tiny(name, folder).model for name in NAMES}
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -61,7 +48,7 @@ class Driver:
     def __init__(self, model: Any, *, batches: bool = True, facts: RunnerFacts = FACTS) -> None:
         self.widths: list[int] = []
         self._model = model
-        self.runner = BatchCacheRunner(self, likeliest, facts, batches=batches)
+        self.runner = BatchCacheRunner(self, Sampler(0.0), facts, batches=batches)
         self.tokens: dict[int, list[int]] = {}
         self.lengths: dict[int, int] = {}
 
@@ -247,7 +234,8 @@ def test_steps_are_lost_when_collecting_fails(models: Mapping[str, Any]) -> None
     """None of those launched before is handed out afterwards in place of a new one."""
     driver = Driver(models["qwen3"])
     driver.begin({1: prompt_of(4), 2: prompt_of(5)})
-    driver.runner._sample = lambda _logits, _rows: mx.reshape(mx.array([1, 2]), (2, 1))
+    broken = Sampled(tokens=mx.array([[1], [2]]), are_valid=mx.array([True, True]))
+    driver.runner._sampler = lambda _logits, _rows: broken
     rows = tuple(map(driver.row, (1, 2)))
     driver.runner.launch(Plan(rows=rows))
     driver.runner.launch(
@@ -278,9 +266,9 @@ def test_a_model_that_is_wrong_in_a_batch_is_found_out(models: Mapping[str, Any]
 
 
 @pytest.mark.parametrize(("name", "is_right"), [("qwen3", True), ("afm7", False)])
-def test_half_precision_does_not_hide_a_wrong_batch(tmp_path: Path, name: str, is_right: bool) -> None:  # noqa: FBT001
+def test_half_precision_does_not_hide_a_wrong_batch(folder: Path, name: str, is_right: bool) -> None:  # noqa: FBT001
     """Its rounding is allowed for."""
-    model, _ = load_model(build_models({name: ARCHITECTURES[name]}, tmp_path)[name])
+    model, _ = load_model(tiny_folders(folder)[name])
     model.set_dtype(mx.bfloat16)
     assert (find_batching_fault(model, vocab_size=1000) is None) == is_right
 
@@ -324,7 +312,7 @@ def test_blocks_and_rows_keep_to_the_memory_given(models: Mapping[str, Any], nam
 
     def build(memory_bytes: int) -> RunnerFacts:
         sizes = {"vocab_size": 1000, "memory_bytes": memory_bytes, "max_rows": 8, "context_length": 320}
-        return build_batch_cache_runner(models[name], likeliest, **sizes, runs_ahead=False).facts
+        return build_batch_cache_runner(models[name], Sampler(0.0), **sizes).facts
 
     roomy, tight = build(1 << 30), build(1 << 18)
     footprint = measure_footprint(models[name])
@@ -333,3 +321,15 @@ def test_blocks_and_rows_keep_to_the_memory_given(models: Mapping[str, Any], nam
     assert tight.num_blocks < roomy.num_blocks
     taken = (tight.num_blocks - 1) * 32 * footprint.token_bytes + tight.max_rows * footprint.sequence_bytes
     assert 3 * taken <= 1 << 18
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_next"])
+def test_too_little_memory_for_one_sequence_is_said(models: Mapping[str, Any], name: str) -> None:
+    """With what it takes and what there is, instead of a runner that can let nobody in."""
+    sizes = {"vocab_size": 1000, "max_rows": 8, "context_length": 320}
+    with pytest.raises(OutOfMemory, match=r"needs at least \d\.\d MB, and 0\.0 MB are left"):
+        build_batch_cache_runner(models[name], Sampler(0.0), memory_bytes=1 << 12, **sizes)
+    footprint = measure_footprint(models[name])
+    least_bytes = 3 * (footprint.sequence_bytes + 32 * footprint.token_bytes)
+    facts = build_batch_cache_runner(models[name], Sampler(0.0), memory_bytes=least_bytes, **sizes).facts
+    assert (facts.max_rows, facts.num_blocks) >= (1, 2)

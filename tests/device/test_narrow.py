@@ -8,12 +8,6 @@ from mlxm.errors import InternalError
 from tests.device.driver import tiny
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
-    """Where the tiny models lie."""
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite", "cohere", "gemma3n", "gpt2"])
 def test_the_first_tokens_get_the_logits_that_they_get_among_all(architecture: str, folder) -> None:
     """Whatever the head does after the body: tied or not, scaled, capped, inside of a wrapper."""

@@ -23,12 +23,6 @@ ARCHITECTURES = [
 """Full attention, experts, learnt positions, windows, sinks, layers that look at another one's keys."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
-    """Where the tiny models lie."""
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.mark.parametrize("joins", [True, False], ids=["one forward", "two forwards"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tokens_are_those_of_mlx_lm(architecture: str, joins: bool, folder) -> None:  # noqa: FBT001
@@ -180,7 +174,7 @@ def test_what_a_model_must_not_do_with_its_mask_is_refused(folder) -> None:
 def test_its_kind_says_how_it_reads(folder) -> None:
     """So that people can be told."""
     model = tiny("llama", folder).model
-    assert KIND == make_store(PagedStore, model, 4).kind
+    assert make_store(PagedStore, model, 4).kind == KIND
 
 
 def test_a_row_depends_on_nobody(folder) -> None:

@@ -25,12 +25,6 @@ ARCHITECTURES = [
 """Plain, computing with their keys, attention of their own, latent vectors, windows, borrowed keys, sinks."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
-    """Where the tiny models lie."""
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.mark.parametrize(("architecture", "mask_axes"), ARCHITECTURES)
 def test_tokens_are_those_of_mlx_lm(architecture: str, mask_axes: int, folder) -> None:
     """For prompts around the edges of blocks, in chunks of odd sizes, joining and leaving each other."""
@@ -88,8 +82,8 @@ def test_chunks_of_like_lengths_are_computed_together() -> None:
     lengths = [100, 10, 95, 11, 300, 12, 99]
     chunks = [Chunk(sequence=0, start=0, tokens=[1] * length, table=()) for length in lengths]
     groups = _groups(chunks)
-    assert [[10, 11, 12], [95, 99, 100], [300]] == [[lengths[place] for place in group] for group in groups]
-    assert [] == _groups([])
+    assert [[lengths[place] for place in group] for group in groups] == [[10, 11, 12], [95, 99, 100], [300]]
+    assert _groups([]) == []
 
 
 def test_padding_is_written_to_the_scratch_block() -> None:

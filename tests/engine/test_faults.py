@@ -145,10 +145,10 @@ def test_a_failing_answer_ends_its_request_alone(facts: dict[str, Any], monkeypa
     bad = harness.engine._requests["bad"].answers[0]
     add = Answer.add
 
-    def failing(self: Answer, token_id: int) -> Piece:
+    def failing(self: Answer, token_id: int, *, is_complete: bool) -> Piece:
         if self is bad and self.num_tokens == 5:
             raise UnicodeError(SECRET)
-        return add(self, token_id)
+        return add(self, token_id, is_complete=is_complete)
 
     monkeypatch.setattr(Answer, "add", failing)
     harness.run().check_answers(ORDERS)

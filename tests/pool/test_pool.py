@@ -15,7 +15,7 @@ from mlxm.frames import Delta, Generate, RequestEnded
 from mlxm.pool import pool as pool_module
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.stream import RequestEvent
-from mlxm.pool.worker import OnDeath, Worker, WorkerOptions
+from mlxm.pool.worker import OnDeath, OnWords, Worker, WorkerOptions
 from mlxm.types import Sampling
 
 LIMIT_S = 60.0
@@ -27,10 +27,10 @@ class Starts:
     def __init__(self) -> None:
         self.num = 0
 
-    async def start(self, name: str, options: WorkerOptions, *on_death: OnDeath) -> Worker:
+    async def start(self, name: str, options: WorkerOptions, on_death: OnDeath, on_words: OnWords) -> Worker:
         """Start one more."""
         self.num += 1
-        return await Worker.start(name, options, *on_death)
+        return await Worker.start(name, options, on_death, on_words)
 
 
 @pytest.fixture
@@ -107,6 +107,10 @@ def test_fifty_requests_for_a_cold_model_load_it_once(starts: Starts, tiny: Loca
             assert [end.usage.completion_tokens for end in ends] == [2] * 50
             assert starts.num == 1
             assert leases(pool) == {"tiny": 0}
+            (loaded,) = pool.loaded()
+            assert (loaded.facts.architecture, loaded.facts.context_length) == ("llama", 8192)
+            assert loaded.stats is not None
+            assert loaded.stats.blocks_total == loaded.facts.num_blocks - 1
 
     run(test())
 

@@ -7,7 +7,7 @@ import pytest
 from mlxm.errors import InternalError, WorkerDied
 from mlxm.frames import Delta, RequestEnded, RequestStarted
 from mlxm.pool.stream import RequestEvent, RequestStream
-from mlxm.types import Usage
+from mlxm.types import TokenLogprobs, Usage
 
 STARTED = RequestStarted(request_id="a")
 ENDED = RequestEnded(request_id="a", usage=Usage(completion_tokens=3))
@@ -81,6 +81,30 @@ def test_a_slow_reader_gets_longer_deltas() -> None:
         assert (even.seq, even.choice, even.text, even.finish_reason) == (0, 0, "02468" * 100, "stop")
         assert (odd.seq, odd.choice, odd.text, odd.finish_reason) == (1, 1, "13579" * 100, "stop")
         assert even.token_ids == tuple(range(0, 1000, 2))
+
+    run(test())
+
+
+def test_logprobs_are_merged_with_their_tokens() -> None:
+    """Those of the prompt, which come first and without tokens, stay apart."""
+
+    def scored(seq: int, choice: int, token_ids: tuple[int, ...]) -> Delta:
+        logprobs = (TokenLogprobs(seq, b"", -0.5),)
+        return Delta(request_id="a", choice=choice, seq=seq, text="", token_ids=token_ids, logprobs=logprobs)
+
+    async def test() -> None:
+        watched = Watched()
+        watched.stream.put(scored(0, 0, ()))
+        watched.stream.put(scored(1, 0, ()))
+        for seq in range(2, 8):
+            watched.stream.put(scored(seq, seq % 2, (seq,)))
+        watched.stream.put(ENDED)
+        found = [
+            (event.choice, event.seq, event.token_ids, tuple(each.token_id for each in event.logprobs))
+            for event in await rest(watched.stream)
+            if isinstance(event, Delta)
+        ]
+        assert found == [(0, 0, (), (0, 1)), (0, 2, (2, 4, 6), (2, 4, 6)), (1, 3, (3, 5, 7), (3, 5, 7))]
 
     run(test())
 

@@ -262,22 +262,22 @@ def test_loading_reports_progress(tiny_folder: Path) -> None:
 
 
 def test_a_killed_worker_ends_its_requests(tiny_folder: Path) -> None:
-    """Those that run, those that wait, and those that come later."""
+    """Those that run, and those that come later."""
 
     async def test() -> None:
         worker = await Worker.start("mlxm/tiny", WorkerOptions())
         await worker.load(tiny_folder)
         ends: list[str] = []
         running = worker.generate(order("running", max_tokens=4000), lambda: ends.append("running"))
-        queued = worker.generate(order("queued"), lambda: ends.append("queued"))
+        beside = worker.generate(order("beside", max_tokens=4000), lambda: ends.append("beside"))
         async with asyncio.timeout(LIMIT_S):
             while not isinstance(await anext(running), Delta):
                 pass
         os.kill(worker.pid, signal.SIGKILL)
-        for stream in (running, queued):
+        for stream in (running, beside):
             with pytest.raises(WorkerDied, match="The worker of mlxm/tiny was ended by SIGKILL"):
                 await answer(stream)
-        assert ends == ["running", "queued"]
+        assert ends == ["running", "beside"]
         assert not worker.is_alive
         with pytest.raises(WorkerDied):
             worker.generate(order("late"))

@@ -38,8 +38,8 @@ def serve(
 
     settings = load_settings({"server.host": host, "server.port": port, "server.drain_s": drain})
 
-    def make_hub(on_death: Callable[[MlxmError], None]) -> Hub:
-        return Hub(HubSettings.of(settings), on_death)
+    def make_hub(on_death: Callable[[MlxmError], None], on_words: Callable[[str, str], None]) -> Hub:
+        return Hub(HubSettings.of(settings), on_death, on_words)
 
     def tell_ready(url: str) -> None:
         announce(url, as_json=as_json)

@@ -12,11 +12,13 @@ import mlx.core as mx
 import msgspec
 from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
 
-from mlxm.device.batch_caches import BatchCacheRunner, Sample
+from mlxm.device.batch_caches import BatchCacheRunner
 from mlxm.device.batch_check import find_batching_fault
 from mlxm.device.cache_batch import arrays_of
+from mlxm.device.sampler import Sampler
 from mlxm.engine.blocks import num_blocks_for
 from mlxm.engine.plan import BLOCK_TOKENS, RunnerFacts
+from mlxm.errors import OutOfMemory
 
 BATCHED_KIND = "mlx-lm batch caches"
 ALONE_KIND = "mlx-lm caches, one at a time"
@@ -39,18 +41,28 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
 
 def build_batch_cache_runner(
     model: Any,
-    sample: Sample,
+    sampler: Sampler,
     *,
     vocab_size: int,
     memory_bytes: int,
     max_rows: int,
     context_length: int,
-    runs_ahead: bool,
+    why_no_blocks: str = "",
 ) -> BatchCacheRunner:
-    """A runner that lets in as many tokens as fit into the memory given, and batches rows if that is right."""
-    fault = find_batching_fault(model, vocab_size)
+    """A runner that lets in as many tokens as fit into the memory given, and batches rows if that is right.
+
+    Raises OutOfMemory when not even one short sequence fits.
+    """
     footprint = measure_footprint(model)
     at_once_bytes = memory_bytes // _COPIES
+    least_bytes = footprint.sequence_bytes + footprint.token_bytes * BLOCK_TOKENS
+    if at_once_bytes < least_bytes:
+        raise OutOfMemory(
+            f"What a sequence keeps needs at least {_COPIES * least_bytes / 1e6:.1f} MB, "
+            f"and {memory_bytes / 1e6:.1f} MB are left for it.",
+            hint="Choose a smaller model, or stop other programs.",
+        )
+    fault = find_batching_fault(model, vocab_size)
     if footprint.sequence_bytes:
         max_rows = max(1, min(max_rows, at_once_bytes // 2 // footprint.sequence_bytes))
     block_bytes = footprint.token_bytes * BLOCK_TOKENS
@@ -59,14 +71,14 @@ def build_batch_cache_runner(
         num_blocks = min(num_blocks, (at_once_bytes - max_rows * footprint.sequence_bytes) // block_bytes)
     facts = RunnerFacts(
         kind=ALONE_KIND if fault else BATCHED_KIND,
-        why=fault or "in a batch each row got what it gets alone",
+        why="; ".join(filter(None, (fault or "in a batch each row got what it gets alone", why_no_blocks))),
         num_blocks=1 + num_blocks,
         max_rows=max_rows,
         shares_prefixes=False,
-        runs_ahead=runs_ahead,
+        runs_ahead=False,
         block_bytes=block_bytes,
     )
-    return BatchCacheRunner(model, sample, facts, batches=fault is None)
+    return BatchCacheRunner(model, sampler, facts, batches=fault is None)
 
 
 def measure_footprint(model: Any) -> Footprint:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,18 +17,16 @@ import mlx.core as mx
 import msgspec
 
 from mlxm.device.cache_batch import SequenceCaches, arrays_of
+from mlxm.device.sampler import Sampled, Sampler
 from mlxm.engine.plan import BLOCK_TOKENS, Chunk, Outcome, Plan, Row, RunnerFacts
 from mlxm.errors import InternalError
-
-Sample = Callable[[mx.array, Sequence[Row]], mx.array]
-"""A token for each row of the logits [rows, vocabulary]."""
 
 
 class _Launched(msgspec.Struct, frozen=True, kw_only=True):
     """A step whose numbers may still be under way."""
 
-    tokens: mx.array
-    finite_rows: mx.array
+    rows: tuple[Row, ...]
+    sampled: Sampled | None
     finite_chunks: list[mx.array]
     chunks_s: float
     began_rows_s: float
@@ -37,9 +35,9 @@ class _Launched(msgspec.Struct, frozen=True, kw_only=True):
 class BatchCacheRunner:
     """Computes plans with one set of mlx-lm caches per sequence; `batches` says whether rows share a forward."""
 
-    def __init__(self, model: Any, sample: Sample, facts: RunnerFacts, *, batches: bool) -> None:
+    def __init__(self, model: Any, sampler: Sampler, facts: RunnerFacts, *, batches: bool) -> None:
         self._model = model
-        self._sample = sample
+        self._sampler = sampler
         self._facts = facts
         self._batches = batches
         self._caches = SequenceCaches(model)
@@ -57,11 +55,11 @@ class BatchCacheRunner:
         began_s = time.perf_counter()
         finite_chunks = [self._prefill(chunk) for chunk in plan.chunks]
         began_rows_s = time.perf_counter()
-        tokens, finite_rows = self._decode(plan.rows) if plan.rows else (mx.array([]), mx.array([]))
+        sampled = self._decode(plan.rows) if plan.rows else None
         self._launched.append(
             _Launched(
-                tokens=tokens,
-                finite_rows=finite_rows,
+                rows=plan.rows,
+                sampled=sampled,
                 finite_chunks=finite_chunks,
                 chunks_s=began_rows_s - began_s,
                 began_rows_s=began_rows_s,
@@ -76,7 +74,8 @@ class BatchCacheRunner:
         return outcome
 
     def forget(self, sequence: int) -> None:
-        """Drop the sequence's caches."""
+        """Drop the sequence's caches, and what the sampler keeps for it."""
+        self._sampler.forget(sequence)
         self._num_tokens.pop(sequence, None)
         self._latest_tokens.pop(sequence, None)
         self._caches.forget(sequence)
@@ -91,8 +90,8 @@ class BatchCacheRunner:
         self._num_tokens[chunk.sequence] = chunk.start + len(chunk.tokens)
         return mx.all(mx.stack([mx.isfinite(array).all() for array in arrays_of(caches[-1:])]))
 
-    def _decode(self, rows: tuple[Row, ...]) -> tuple[mx.array, mx.array]:
-        """The next token of each row, and whether its logits were finite."""
+    def _decode(self, rows: tuple[Row, ...]) -> Sampled:
+        """The next token of each row."""
         runs = [list(run) for _, run in groupby(range(len(rows)), key=lambda place: rows[place].sequence)]
         for first, *_ in runs:
             self._prepare(rows[first].sequence, rows[first].position)
@@ -104,11 +103,10 @@ class BatchCacheRunner:
         logits = _in_order(pieces)
         for row in rows:
             self._num_tokens[row.sequence] = row.position + 1
-        tokens = self._sample(logits, rows)
-        finite = mx.isfinite(mx.logsumexp(logits.astype(mx.float32), axis=-1))
-        mx.async_eval(tokens, finite)  # type: ignore[no-untyped-call]
-        self._latest_tokens = {row.sequence: tokens[place : place + 1] for place, row in enumerate(rows)}
-        return tokens, finite
+        sampled = self._sampler(logits, rows)
+        mx.async_eval(sampled.arrays())  # type: ignore[no-untyped-call]
+        self._latest_tokens = {row.sequence: sampled.tokens[place : place + 1] for place, row in enumerate(rows)}
+        return sampled
 
     def _divide(self, rows: Sequence[Row], runs: list[list[int]]) -> tuple[list[list[int]], list[int]]:
         """The runs to compute one at a time, and the rows to compute in one forward.
@@ -164,12 +162,13 @@ class BatchCacheRunner:
 
 def _outcome(step: _Launched) -> Outcome:
     """The step's numbers, as soon as they are there."""
-    tokens: Any = step.tokens.tolist()
-    finite_rows: Any = step.finite_rows.tolist()
+    tokens: Any = [] if step.sampled is None else step.sampled.tokens.tolist()
+    are_valid: Any = [] if step.sampled is None else step.sampled.are_valid.tolist()
     finite_chunks = [is_finite.item() for is_finite in step.finite_chunks]
     return Outcome(
         tokens=tuple(int(token) for token in tokens),
-        failed_rows=tuple(place for place, is_finite in enumerate(finite_rows) if not is_finite),
+        logprobs=() if step.sampled is None else step.sampled.logprobs_of(step.rows),
+        failed_rows=tuple(place for place, is_valid in enumerate(are_valid) if not is_valid),
         failed_chunks=tuple(place for place, is_finite in enumerate(finite_chunks) if not is_finite),
         chunks_s=step.chunks_s,
         rows_s=time.perf_counter() - step.began_rows_s if tokens else 0.0,

@@ -5,6 +5,7 @@ Some models read a batch cache as if it were one sequence's, and give other toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxm.device.batch_caches import BatchCacheRunner
 from mlxm.device.cache_batch import find_unmergeable
+from mlxm.device.sampler import Sampled, Sampler
 from mlxm.engine.plan import Chunk, Plan, Row, RunnerFacts
 
 _FAILURES = (
@@ -64,17 +66,25 @@ def _error(batched: mx.array, alone: mx.array) -> tuple[float, float]:
 
 def _logits(model: Any, plans: list[Plan], *, batches: bool) -> mx.array:
     """Logits of all rows of all steps."""
-    kept: list[mx.array] = []
-
-    def keep(logits: mx.array, _: object) -> mx.array:
-        kept.append(logits)
-        return mx.argmax(logits, axis=-1)
-
-    runner = BatchCacheRunner(model, keep, _NO_FACTS, batches=batches)
+    sampler = _Keeping()
+    runner = BatchCacheRunner(model, sampler, _NO_FACTS, batches=batches)
     for plan in plans:
         runner.launch(plan)
         runner.collect()
-    return mx.concatenate(kept)
+    return mx.concatenate(sampler.kept)
+
+
+class _Keeping(Sampler):
+    """Keeps all logits that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.kept: list[mx.array] = []
+
+    def __call__(self, logits: mx.array, rows: Sequence[Row]) -> Sampled:
+        """The likeliest tokens."""
+        self.kept.append(logits)
+        return super().__call__(logits, rows)
 
 
 def _plans(vocab_size: int) -> list[Plan]:

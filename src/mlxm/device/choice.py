@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,11 @@ from mlxm.device.batch_build import build_batch_cache_runner
 from mlxm.device.kv_store import KVStore, LayerShape, block_bytes, on_cpu, pool_shapes, read_shapes
 from mlxm.device.loader import LoadedModel
 from mlxm.device.paged import PagedStore
+from mlxm.device.reference import Reference, compute_reference
 from mlxm.device.rows import RowsStore
 from mlxm.device.runner import PagedRunner
 from mlxm.device.sampler import Sampler
-from mlxm.device.selfcheck import (
-    Reference,
-    ahead_pays,
-    blocks_needed,
-    compute_reference,
-    find_fault,
-    time_rows,
-    timing_blocks,
-)
+from mlxm.device.selfcheck import ahead_pays, blocks_needed, find_fault, time_rows, timing_blocks
 from mlxm.device.verdicts import Verdict, Verdicts
 from mlxm.engine.blocks import num_blocks_for
 from mlxm.engine.plan import Runner, RunnerFacts
@@ -110,10 +103,10 @@ def open_runner(loaded: LoadedModel, options: RunnerOptions) -> Runner:
             memory_bytes=memory_bytes,
             max_rows=options.max_rows,
             context_length=context_length,
-            runs_ahead=False,
+            why_no_blocks=f"not in blocks: {verdict.why}",
         )
     candidate = _candidate(verdict.kind)
-    size = _block_bytes(candidate, loaded.model, shapes)
+    size = block_bytes(shapes if candidate.kind.startswith(rows.KIND) else pool_shapes(shapes))
     num_blocks = options.num_blocks
     if num_blocks is None:
         num_blocks = plan_pool(size, context_length, options.max_rows, memory_bytes)
@@ -153,17 +146,15 @@ def _free_bytes() -> int:
     return round(max(0, free) * _MEMORY_SHARE[on_cpu()])
 
 
-def _block_bytes(candidate: Candidate, model: Any, shapes: Sequence[LayerShape]) -> int:
-    del model
-    kept = shapes if candidate.kind.startswith(rows.KIND) else pool_shapes(shapes)
-    return block_bytes(kept)
-
-
 def _candidate(kind: str) -> Candidate:
     for candidate in (candidate for family in CANDIDATES for candidate in family):
         if candidate.kind == kind:
             return candidate
     raise InternalError(f"There is no KV store named {kind!r}.")
+
+
+def _is_known(kind: str | None) -> bool:
+    return kind is None or any(candidate.kind == kind for family in CANDIDATES for candidate in family)
 
 
 def _judge(loaded: LoadedModel, shapes: Sequence[LayerShape], options: RunnerOptions) -> Verdict:
@@ -173,7 +164,7 @@ def _judge(loaded: LoadedModel, shapes: Sequence[LayerShape], options: RunnerOpt
         return _Trial(loaded, shapes, options.max_rows, None).judge()
     verdicts = Verdicts(options.verdicts, options.folder)
     verdict = verdicts.read()
-    if verdict is None:
+    if verdict is None or not _is_known(verdict.kind):
         verdict = _Trial(loaded, shapes, options.max_rows, verdicts).judge()
         verdicts.write(verdict)
     return verdict
@@ -189,7 +180,7 @@ class _Trial:
         self._shapes = shapes
         self._num_rows = min(max_rows, _TIMED_ROWS)
         self._verdicts = verdicts
-        self._fatal = frozenset[str]() if verdicts is None else verdicts.fatal_kinds()
+        self._fatal: dict[str, bool] = {} if verdicts is None else verdicts.fatal_kinds()
         self._faults: dict[str, str] = dict.fromkeys(self._fatal, "the process ended while it was tried")
 
     def judge(self) -> Verdict:
@@ -197,17 +188,21 @@ class _Trial:
         reference = compute_reference(self._loaded.model, self._shapes, self._loaded.vocab_size)
         right = [found for family in CANDIDATES if (found := self._first_right(family, reference)) is not None]
         times_ms = {candidate.kind: 1e3 * time_s for candidate in right if (time_s := self._time(candidate))}
+        is_final = all(self._fatal.values())
         if not times_ms:
-            return Verdict(kind=None, why=self._reasons())
+            return Verdict(kind=None, why=self._reasons(), is_final=is_final)
         first = next(iter(times_ms))
         kind = min(times_ms, key=lambda kind: times_ms[kind] * (1 if kind == first else _WORTH_IT))
         timed = [f"{kind} {time_ms:.1f} ms" for kind, time_ms in sorted(times_ms.items(), key=lambda item: item[1])]
         why = f"right to {reference.tolerance:.1g}; {self._num_rows} rows: {', '.join(timed)}"
-        if reference.uncrossed:
-            why += f"; windows of {', '.join(map(str, reference.uncrossed))} tokens were too long to leave"
+        if reference.untried:
+            why += f"; not tried, for time: {', '.join(reference.untried)}"
         reasons = self._reasons()
         return Verdict(
-            kind=kind, why=f"{why}; {reasons}" if reasons else why, runs_ahead=self._runs_ahead(_candidate(kind))
+            kind=kind,
+            why=f"{why}; {reasons}" if reasons else why,
+            runs_ahead=self._runs_ahead(_candidate(kind)),
+            is_final=is_final,
         )
 
     def _reasons(self) -> str:
@@ -217,21 +212,25 @@ class _Trial:
         for candidate in family:
             if candidate.kind in self._fatal:
                 continue
-            with self._noted(candidate.kind):
-                try:
+            try:
+                with self._noted(candidate.kind):
                     store = candidate.make(self._loaded.model, self._shapes, blocks_needed(reference))
                     fault = find_fault(store, reference)
-                except _FAILURES as error:
-                    fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            except _FAILURES as error:
+                fault = _in_words(error)
             if fault is None:
                 return candidate
             self._faults[candidate.kind] = fault
         return None
 
-    def _time(self, candidate: Candidate) -> float:
-        with self._noted(candidate.kind):
-            store = candidate.make(self._loaded.model, self._shapes, timing_blocks(self._num_rows))
-            return time_rows(store, self._num_rows)
+    def _time(self, candidate: Candidate) -> float | None:
+        try:
+            with self._noted(candidate.kind):
+                store = candidate.make(self._loaded.model, self._shapes, timing_blocks(self._num_rows))
+                return time_rows(store, self._num_rows)
+        except _FAILURES as error:
+            self._faults[candidate.kind] = _in_words(error)
+            return None
 
     def _runs_ahead(self, candidate: Candidate) -> bool:
         if on_cpu():
@@ -240,11 +239,10 @@ class _Trial:
             store = candidate.make(self._loaded.model, self._shapes, timing_blocks(self._num_rows))
             return ahead_pays(store, self._num_rows)
 
-    @contextmanager
-    def _noted(self, kind: str) -> Iterator[None]:
+    def _noted(self, kind: str) -> AbstractContextManager[None]:
         """Have the name on disk while a store is tried."""
-        if self._verdicts is not None:
-            self._verdicts.begin_trial(kind)
-        yield
-        if self._verdicts is not None:
-            self._verdicts.end_trial()
+        return nullcontext() if self._verdicts is None else self._verdicts.trial(kind)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,9 @@ def load(folder: Path, report: Progress) -> LoadedModel:
     config = read_model_config(folder)
     check_weights(folder)
     detokenizer = Detokenizer.from_folder(folder)
-    try:
+    with explaining(folder):
         model = _read_weights(folder, report)
         vocab_size = _first_forward(model, folder)
-    except _FAILURES as error:
-        raise _explained(error, folder) from error
     named = None if config.eos_token is None else detokenizer.id_of(config.eos_token)
     return LoadedModel(
         model=model,
@@ -78,6 +77,15 @@ def load(folder: Path, report: Progress) -> LoadedModel:
         vocab_size=vocab_size,
         load_s=time.monotonic() - start,
     )
+
+
+@contextmanager
+def explaining(folder: Path) -> Iterator[None]:
+    """Turn what mlx and mlx-lm raise about the model in `folder` into ModelBroken or OutOfMemory."""
+    try:
+        yield
+    except _FAILURES as error:
+        raise _explained(error, folder) from error
 
 
 def _read_weights(folder: Path, report: Progress) -> Any:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import msgspec
 
 from mlxm.device.kv_store import KVStore
-from mlxm.device.sampler import are_finite
+from mlxm.device.sampler import Sampled, Sampler
 from mlxm.engine.plan import Outcome, Plan, Row, RunnerFacts
 from mlxm.errors import InternalError
 
-Sample = Callable[[mx.array, Sequence[Row]], mx.array]
-"""A token for each row of the logits [rows, vocabulary]."""
 _WEIGHT = 0.25
 """How much the latest step counts in the average time of rows."""
 
@@ -28,8 +26,8 @@ _WEIGHT = 0.25
 class _Launched(msgspec.Struct, frozen=True, kw_only=True):
     """A step whose numbers may still be under way."""
 
-    tokens: mx.array | None
-    finite_rows: mx.array | None
+    rows: tuple[Row, ...]
+    sampled: Sampled | None
     finite_chunks: mx.array | None
     num_chunk_tokens: int
     began_s: float
@@ -38,9 +36,9 @@ class _Launched(msgspec.Struct, frozen=True, kw_only=True):
 class PagedRunner:
     """Runs a model's rows and chunks on the store that was chosen for it."""
 
-    def __init__(self, store: KVStore, sample: Sample, facts: RunnerFacts) -> None:
+    def __init__(self, store: KVStore, sampler: Sampler, facts: RunnerFacts) -> None:
         self._store = store
-        self._sample = sample
+        self._sampler = sampler
         self._facts = facts
         self._launched: deque[_Launched] = deque()
         self._latest: dict[int, int] = {}
@@ -62,18 +60,17 @@ class PagedRunner:
             self._store.pools.copy(plan.copies)
         inputs = self._inputs(plan.rows) if plan.rows else None
         computed = self._store.compute(plan.rows, inputs, plan.chunks)
-        tokens = finite = None
-        if computed.logits is not None:
-            tokens = self._sample(computed.logits, plan.rows)
-            finite = are_finite(computed.logits)
-        outputs = [array for array in (tokens, finite, computed.finite_chunks) if array is not None]
+        sampled = None if computed.logits is None else self._sampler(computed.logits, plan.rows)
+        outputs = [] if sampled is None else sampled.arrays()
+        if computed.finite_chunks is not None:
+            outputs.append(computed.finite_chunks)
         mx.async_eval(outputs, self._store.pools.arrays())  # type: ignore[no-untyped-call]  # as mlx has it
         self._latest = {row.sequence: place for place, row in enumerate(plan.rows)}
-        self._latest_tokens = tokens
+        self._latest_tokens = None if sampled is None else sampled.tokens
         self._launched.append(
             _Launched(
-                tokens=tokens,
-                finite_rows=finite,
+                rows=plan.rows,
+                sampled=sampled,
                 finite_chunks=computed.finite_chunks,
                 num_chunk_tokens=sum(len(chunk.tokens) for chunk in plan.chunks),
                 began_s=began_s,
@@ -84,8 +81,9 @@ class PagedRunner:
         """Wait for the oldest step that was launched and not collected."""
         step = self._launched.popleft()
         try:
-            tokens = _numbers(step.tokens)
-            failed_rows = _false_places(step.finite_rows)
+            tokens = [] if step.sampled is None else _numbers(step.sampled.tokens)
+            failed_rows = () if step.sampled is None else _false_places(step.sampled.are_valid)
+            logprobs = () if step.sampled is None else step.sampled.logprobs_of(step.rows)
             failed_chunks = _false_places(step.finite_chunks)
         except BaseException:
             self._launched.clear()  # they build on this one
@@ -93,6 +91,7 @@ class PagedRunner:
         chunks_s, rows_s = self._clock.divide(step.began_s, len(tokens), step.num_chunk_tokens)
         return Outcome(
             tokens=tuple(tokens),
+            logprobs=logprobs,
             failed_rows=failed_rows,
             failed_chunks=failed_chunks,
             chunks_s=chunks_s,
@@ -100,7 +99,8 @@ class PagedRunner:
         )
 
     def forget(self, sequence: int) -> None:
-        """Nothing is kept for a sequence outside its blocks."""
+        """Drop what the sampler keeps for a sequence; nothing else lies outside its blocks."""
+        self._sampler.forget(sequence)
 
     def _inputs(self, rows: Sequence[Row]) -> mx.array:
         """The rows' tokens; those that are not known yet come from the latest step."""
@@ -139,9 +139,7 @@ class _Clock:
         return took_s - rows_s, rows_s
 
 
-def _numbers(array: mx.array | None) -> list[int]:
-    if array is None:
-        return []
+def _numbers(array: mx.array) -> list[int]:
     numbers: Any = array.tolist()
     return [int(number) for number in numbers]
 

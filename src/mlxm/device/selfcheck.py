@@ -1,7 +1,6 @@
 """Whether a store computes what mlx-lm computes with its own caches on this device, and how long its steps take.
 
-Everything is given: tokens, where chunks end, which sequences share a step. So what differs is the store. How much may
-differ is measured too: mlx-lm's own numbers change in the last bits with the way in which a prompt is cut.
+Everything is given: tokens, where chunks end, which sequences share a step. So what differs is the store.
 """
 
 from __future__ import annotations
@@ -9,30 +8,17 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 import mlx.core as mx
-import msgspec
-from mlx_lm.models.cache import make_prompt_cache
 
-from mlxm.device.kv_store import KVStore, LayerShape
+from mlxm.device.kv_store import KVStore
+from mlxm.device.layout import MIN_SHARED_BLOCKS
+from mlxm.device.reference import NUM_ROWS, SHARED_TOKENS, Reference, compute_error
 from mlxm.device.runner import PagedRunner
+from mlxm.device.sampler import Sampler
 from mlxm.engine.blocks import num_blocks_for
 from mlxm.engine.plan import Chunk, Plan, Row, RunnerFacts
 
-_NUM_ROWS = 3
-"""Logits that are compared of each sequence: after so many tokens less than all, one less, and so on."""
-_PREFIXES = (0, 1, 30, 33, 70)
-"""Tokens before the first of those: rows and chunks that end within blocks, at their edges, and cross them."""
-_BEYOND_WINDOW = 21
-_LONGEST_S = 5.0
-"""A window is only crossed when that takes no longer."""
-_SLACK = 4.0
-_SINGLE, _HALF = (1e-4, 1e-3), (1e-2, 1e-1)
-"""What may differ at least, and at most, as a part of the largest logit."""
-_STRAY = 8
-"""One row in so many may differ more in half precision: a router may choose other experts for it."""
 _TIMED_CONTEXTS = ((64, 64), (32, 1024))
 """The shortest and the longest context of the rows that are timed."""
 _TIMED_S = 0.3
@@ -40,46 +26,10 @@ _WORTH_IT = 0.97
 _MIN_TIMED_STEPS, _MAX_TIMED_STEPS = 2, 5
 
 
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """Sequences of tokens, mlx-lm's logits [rows, vocabulary] of the last rows of each, and how far off they may be."""
-
-    sequences: list[list[int]]
-    logits: list[mx.array]
-    tolerance: float
-    uncrossed: tuple[int, ...]
-    """Windows that were too long to be left behind."""
-
-
-def compute_reference(model: Any, shapes: Sequence[LayerShape], vocab_size: int) -> Reference:
-    """Ask mlx-lm."""
-    numbers = random.Random(0)  # noqa: S311  (any tokens do, the same ones every time)
-
-    def sequence(prefix: int) -> list[int]:
-        return [numbers.randrange(vocab_size) for _ in range(prefix + _NUM_ROWS)]
-
-    sequences = [sequence(prefix) for prefix in _PREFIXES]
-    began_s = time.perf_counter()
-    logits = [_alone(model, tokens, 1) for tokens in sequences]
-    token_s = (time.perf_counter() - began_s) / sum(map(len, sequences))
-    windows = sorted({shape.window for shape in shapes if shape.window is not None})
-    crossed = [window for window in windows if token_s * (window + _BEYOND_WINDOW) <= _LONGEST_S]
-    for window in crossed:
-        sequences.append(sequence(window + _BEYOND_WINDOW))
-        logits.append(_alone(model, sequences[-1], 1))
-    noise = _error([_alone(model, tokens, 2) for tokens in sequences], logits)
-    least, most = _SINGLE if logits[0].dtype == mx.float32 else _HALF
-    return Reference(
-        sequences=sequences,
-        logits=logits,
-        tolerance=min(max(_SLACK * noise, least), most),
-        uncrossed=tuple(window for window in windows if window not in crossed),
-    )
-
-
 def blocks_needed(reference: Reference) -> int:
-    """Blocks of a pool in which all sequences of the reference find room, and those that are timed."""
-    checked = sum(num_blocks_for(len(tokens)) for tokens in reference.sequences)
-    return 1 + checked
+    """Blocks of a pool in which all sequences of the reference find room."""
+    needed = sum(num_blocks_for(len(tokens)) for tokens in reference.sequences)
+    return 1 + needed - max(0, reference.num_sharers - 1) * MIN_SHARED_BLOCKS
 
 
 def timing_blocks(num_rows: int) -> int:
@@ -92,7 +42,7 @@ def timing_blocks(num_rows: int) -> int:
 
 def find_fault(store: KVStore, reference: Reference) -> str | None:
     """How the store's numbers differ from mlx-lm's, if they do."""
-    error = _error(_compute_all(store, reference.sequences), reference.logits)
+    error = compute_error(_compute_all(store, reference), reference.logits)
     if error <= reference.tolerance:
         return None
     return f"logits were off by {error:.2g} of the largest, {reference.tolerance:.2g} is usual"
@@ -142,7 +92,7 @@ def ahead_pays(store: KVStore, num_rows: int) -> bool:
     )
     times_s = {0: float("inf"), 1: float("inf")}
     for depth in (0, 1, 0, 1):
-        runner = PagedRunner(store, lambda logits, _: mx.argmax(logits, axis=-1), facts)
+        runner = PagedRunner(store, Sampler(0.0), facts)
         times_s[depth] = min(times_s[depth], _run_steps(runner, num_rows, depth))
     return times_s[1] < _WORTH_IT * times_s[0]
 
@@ -160,53 +110,60 @@ def _run_steps(runner: PagedRunner, num_rows: int, depth: int) -> float:
     return time.perf_counter() - began_s
 
 
-def _alone(model: Any, tokens: list[int], num_pieces: int) -> mx.array:
-    """Logits after each of the last tokens, the rest read in so many pieces."""
-    caches = make_prompt_cache(model)
-    num_read = len(tokens) - _NUM_ROWS
-    edges = [num_read * piece // num_pieces for piece in range(num_pieces + 1)]
-    for begin, end in pairwise(edges):
-        if end > begin:
-            model(mx.array([tokens[begin:end]]), cache=caches)
-            mx.eval([layer.state for layer in caches])
-    logits = [model(mx.array([[token]]), cache=caches)[0] for token in tokens[num_read:]]
-    joined = mx.concatenate(logits)
-    mx.eval(joined)
-    return joined
-
-
 class _Progress:
-    """How far one sequence has come."""
+    """How far one sequence has come: it begins where its table is filled already, after so many steps."""
 
-    def __init__(self, number: int, tokens: list[int], table: list[int]) -> None:
+    def __init__(self, number: int, tokens: list[int], table: list[int], *, begin: int = 0, wait: int = 0) -> None:
         self._number = number
         self._tokens = tokens
         self._table = table
-        self._done = 0
+        self._begin = begin
+        self._done = 0 if begin and not wait else begin
+        self._wait = wait
         self.logits: list[mx.array] = []
 
     def next(self) -> Row | Chunk | None:
-        """Two chunks, the first of odd size, then rows."""
-        num_read = len(self._tokens) - _NUM_ROWS
+        """What others share, if anything, in one chunk; then two chunks, the first of odd size; then rows."""
+        if self._wait:
+            self._wait -= 1
+            return None
+        num_read = len(self._tokens) - NUM_ROWS
         start = self._done
         if start == len(self._tokens):
             return None
         if start >= num_read:
             self._done += 1
             return Row(sequence=self._number, position=start, token=self._tokens[start], table=self._table)
-        self._done = num_read if start else num_read * 2 // 5 + 1
+        if start < self._begin:
+            self._done = self._begin
+        else:
+            self._done = num_read if start > self._begin else start + (num_read - start) * 2 // 5 + 1
         return Chunk(sequence=self._number, start=start, tokens=self._tokens[start : self._done], table=self._table)
 
 
-def _compute_all(store: KVStore, sequences: Sequence[list[int]]) -> list[mx.array]:
-    """Each sequence's logits, computed side by side over blocks that do not follow each other."""
-    needed = [num_blocks_for(len(tokens)) for tokens in sequences]
-    free = list(range(1, 1 + sum(needed)))
+def _begin_all(reference: Reference) -> list[_Progress]:
+    """Blocks for all sequences, in no order; the first sharer fills those that the others begin with."""
+    free = list(range(1, blocks_needed(reference)))
     random.Random(0).shuffle(free)  # noqa: S311  (as above)
+
+    def blocks(number: int) -> list[int]:
+        return [free.pop() for _ in range(number)]
+
+    num_alone = len(reference.sequences) - reference.num_sharers
     states = [
-        _Progress(number, tokens, [free.pop() for _ in range(num_blocks)])
-        for number, (tokens, num_blocks) in enumerate(zip(sequences, needed, strict=True))
+        _Progress(number, tokens, blocks(num_blocks_for(len(tokens))))
+        for number, tokens in enumerate(reference.sequences[:num_alone])
     ]
+    shared = blocks(MIN_SHARED_BLOCKS) if reference.num_sharers else []
+    for number, tokens in enumerate(reference.sequences[num_alone:], start=num_alone):
+        table = shared + blocks(num_blocks_for(len(tokens)) - len(shared))
+        states.append(_Progress(number, tokens, table, begin=SHARED_TOKENS, wait=int(number > num_alone)))
+    return states
+
+
+def _compute_all(store: KVStore, reference: Reference) -> list[mx.array]:
+    """Each sequence's logits, computed side by side."""
+    states = _begin_all(reference)
     while works := [work for state in states if (work := state.next()) is not None]:
         rows = [work for work in works if isinstance(work, Row)]
         chunks = [work for work in works if isinstance(work, Chunk)]
@@ -218,13 +175,3 @@ def _compute_all(store: KVStore, sequences: Sequence[list[int]]) -> list[mx.arra
             if computed.logits is not None:
                 states[row.sequence].logits.append(computed.logits[place])
     return [mx.stack(state.logits) for state in states]
-
-
-def _error(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
-    """How far a logit is off at most, as a part of the largest one of its row; strays left out in half precision."""
-    mine = mx.concatenate(list(found)).astype(mx.float32)
-    theirs = mx.concatenate(list(expected)).astype(mx.float32)
-    off = mx.max(mx.abs(mine - theirs), axis=-1) / mx.max(mx.abs(theirs), axis=-1)
-    errors: Any = mx.sort(mx.where(mx.isnan(off), mx.inf, off)).tolist()
-    is_single = expected[0].dtype == mx.float32
-    return float(errors[-1 if is_single else -1 - len(errors) // _STRAY])

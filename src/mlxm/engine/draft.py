@@ -7,6 +7,9 @@ import msgspec
 from mlxm.engine.blocks import BlockPool
 from mlxm.engine.plan import BLOCK_TOKENS, Chunk, Plan, Row
 from mlxm.engine.sequence import Sequence
+from mlxm.types import Sampling
+
+_GREEDY = Sampling(temperature=0.0)
 
 
 class Flight(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,10 +43,11 @@ class Draft:
         self._promised: set[bytes] = set()
         self._promised_before = frozenset[bytes]() if in_flight is None else in_flight.promised
 
-    def add_row(self, sequence: Sequence) -> None:
-        """Give a sequence its next token; the block that this needs must be available."""
+    def add_rows(self, sequence: Sequence, max_rows: int) -> None:
+        """Give a sequence its next token, or the next ones known; the one block that this needs must be available."""
         self._make_writable(sequence)
-        self._rows.append(sequence)
+        num_rows = min(sequence.num_known_rows, max_rows, BLOCK_TOKENS - sequence.num_launched % BLOCK_TOKENS)
+        self._rows += [sequence] * num_rows
 
     def add_chunk(self, sequence: Sequence, max_tokens: int) -> int:
         """Compute more of a prompt, as far as the limit and the blocks reach; how many tokens that is."""
@@ -71,14 +75,16 @@ class Draft:
         """The finished step, ordered from now on; None when there is nothing to do."""
         if not self._rows and not self._chunks:
             return None
+        rows = []
+        for sequence in self._rows:
+            rows.append(_row(sequence))
+            sequence.num_launched += 1
         plan = Plan(
-            rows=tuple(_row(sequence) for sequence in self._rows),
+            rows=tuple(rows),
             chunks=tuple(_chunk(sequence, size) for sequence, size in self._chunks.items()),
             copies=tuple(self._copies),
             wipes=self._pool.take_soiled(),
         )
-        for sequence in self._rows:
-            sequence.num_launched += 1
         for sequence, size in self._chunks.items():
             sequence.num_launched += size
         return Flight(plan=plan, rows=tuple(self._rows), chunks=tuple(self._chunks), promised=frozenset(self._promised))
@@ -96,6 +102,11 @@ class Draft:
 
 def _row(sequence: Sequence) -> Row:
     position = sequence.num_launched
+    num_answered = position + 1 - sequence.prompt_length
+    if num_answered < 0:
+        return _scored_row(sequence)
+    mask = None if sequence.guide is None else sequence.guide.mask
+    is_short = mask is None and num_answered < sequence.sampling.min_tokens  # a grammar's end is nobody's to forbid
     return Row(
         sequence=sequence.id,
         position=position,
@@ -103,6 +114,27 @@ def _row(sequence: Sequence) -> Row:
         table=tuple(sequence.table),
         sampling=sequence.sampling,
         seed=sequence.seed,
+        tokens=sequence.tokens,
+        num_prompt=sequence.prompt_length,
+        mask=mask,
+        banned_ids=sequence.stop_ids if is_short else (),
+        num_logprobs=sequence.num_logprobs,
+    )
+
+
+def _scored_row(sequence: Sequence) -> Row:
+    """A row for the logprob of the prompt's next token; what would be chosen instead does not matter."""
+    position = sequence.num_launched
+    return Row(
+        sequence=sequence.id,
+        position=position,
+        token=sequence.tokens[position],
+        table=tuple(sequence.table),
+        sampling=_GREEDY,
+        tokens=sequence.tokens,
+        num_prompt=sequence.prompt_length,
+        num_logprobs=0 if sequence.num_logprobs is None else sequence.num_logprobs,
+        target=sequence.tokens[position + 1],
     )
 
 

@@ -10,30 +10,30 @@ once it is collected; so a step that is lost changes nothing, and is done again.
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from itertools import count
+from itertools import groupby
 from typing import TypeVar
 
 import msgspec
 
-from mlxm.engine.blocks import Chain, num_blocks_for
 from mlxm.engine.draft import Flight
+from mlxm.engine.guide import Grammars
+from mlxm.engine.intake import Intake, Model, random_seed
 from mlxm.engine.output import Detokenizer
-from mlxm.engine.plan import BLOCK_TOKENS, Outcome, Runner
-from mlxm.engine.request import SEED_BITS, Order, Request, answer_of, seed_of
+from mlxm.engine.plan import BLOCK_TOKENS, Outcome, RowLogprobs, Runner
+from mlxm.engine.request import Order, Request, token_logprobs
 from mlxm.engine.scheduler import Scheduler, SchedulerOptions
 from mlxm.engine.sequence import Sequence
 from mlxm.engine.stats import Meter, StepTimes
 from mlxm.engine.suspects import Suspects
-from mlxm.errors import Conflict, ContextTooLong, InternalError, MlxmError, OutOfMemory
+from mlxm.errors import Conflict, InternalError, MlxmError
 from mlxm.frames import Delta, Fault, RequestEnded, RequestStarted, Stats
-from mlxm.types import Usage
+from mlxm.types import TokenLogprobs, Usage
 
 Event = RequestStarted | Delta | RequestEnded
 ResultT = TypeVar("ResultT")
@@ -47,10 +47,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerOptions = SchedulerOptions()
 
 
-def _random_seed() -> int:
-    return secrets.randbits(SEED_BITS)
-
-
 class Engine:
     """Runs requests on one runner; every request that was added ends with exactly one RequestEnded."""
 
@@ -60,20 +56,26 @@ class Engine:
         detokenizer: Detokenizer,
         options: EngineOptions,
         *,
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
-        draw_seed: Callable[[], int] = _random_seed,
+        draw_seed: Callable[[], int] = random_seed,
     ) -> None:
         self._runner = runner
         self._detokenizer = detokenizer
-        self._options = options
+        self._grammars = grammars
         self._clock = clock
-        self._draw_seed = draw_seed
         self._facts = runner.facts
         self._scheduler = Scheduler(runner.facts, options.scheduler, runner.forget)
+        model = Model(
+            detokenizer=detokenizer,
+            vocab_size=options.vocab_size,
+            context_length=options.context_length,
+            grammars=grammars,
+        )
+        self._intake = Intake(model, self._scheduler.pool.num_total, clock=clock, draw_seed=draw_seed)
         self._requests: dict[str, Request] = {}
         self._owners: dict[int, tuple[Request, int]] = {}
         """The request and choice of each sequence by its id."""
-        self._ids = count(1)
         self._flights: deque[Flight] = deque()
         self._suspects = Suspects()
         self._events: list[Event] = []
@@ -110,15 +112,14 @@ class Engine:
         """Take an order; the events of one that can never be carried out. Raises Conflict for an id in use."""
         if order.request_id in self._requests:
             raise Conflict(f"A request with the id {order.request_id} is running already.")
-        try:
-            order.check(self._options.vocab_size)
-            max_tokens = self._room(order)
-        except MlxmError as error:
-            return (RequestEnded(request_id=order.request_id, usage=Usage(), fault=Fault.of(error)),)
-        self._requests[order.request_id] = request = self._request(order, max_tokens)
+        request = self._attempt(partial(self._intake.open, order))
+        if isinstance(request, Fault):
+            return (RequestEnded(request_id=order.request_id, usage=Usage(), fault=request),)
+        self._requests[order.request_id] = request
+        self._owners.update((sequence.id, (request, choice)) for choice, sequence in enumerate(request.sequences))
         leader, *others = request.sequences
         self._scheduler.add(leader)
-        if self._facts.shares_prefixes:
+        if self._facts.shares_prefixes or leader.is_scoring:
             leader.siblings = others
         else:
             for sequence in others:
@@ -136,52 +137,6 @@ class Engine:
     def cancel_all(self, reason: str) -> tuple[Event, ...]:
         """End every request."""
         return tuple(event for request_id in list(self._requests) for event in self.cancel(request_id, reason))
-
-    def _room(self, order: Order) -> int:
-        """How long the answer may be; raises when the context or the pool cannot hold what is asked for."""
-        num_prompt = len(order.prompt_ids)
-        asked = 1 if order.max_tokens is None else order.max_tokens
-        wanted = "" if order.max_tokens is None else f" and max_tokens asks for {asked} more"
-        context_length = self._options.context_length
-        if context_length is not None and num_prompt + asked > context_length:
-            raise ContextTooLong(
-                f"The prompt has {num_prompt} tokens{wanted}, but the model's context holds {context_length}.",
-                hint="Shorten the conversation or lower max_tokens.",
-                param="messages",
-            )
-        num_slots = self._scheduler.pool.num_total * BLOCK_TOKENS
-        if num_prompt + asked - 1 > num_slots:
-            raise OutOfMemory(
-                f"The prompt has {num_prompt} tokens{wanted}: that is {num_blocks_for(num_prompt + asked - 1)} blocks, "
-                f"but the KV pool has {self._scheduler.pool.num_total}, for {num_slots} tokens.",
-                hint="Shorten the conversation, lower max_tokens, or give the model more memory.",
-                param="messages",
-            )
-        if order.max_tokens is not None:
-            return order.max_tokens
-        room = num_slots + 1 - num_prompt
-        return room if context_length is None else min(room, context_length - num_prompt)
-
-    def _request(self, order: Order, max_tokens: int) -> Request:
-        arrival_s = self._clock() if order.arrival_s is None else order.arrival_s
-        seed = self._draw_seed() if order.sampling.seed is None else order.sampling.seed
-        sequences = [
-            Sequence(
-                id=next(self._ids),
-                prompt_length=len(order.prompt_ids),
-                max_tokens=max_tokens,
-                tokens=list(order.prompt_ids),
-                chain=Chain(order.scope),
-                arrival_s=arrival_s,
-                priority=order.priority,
-                sampling=order.sampling,
-                seed=seed_of(seed, choice),
-            )
-            for choice in range(order.num_choices)
-        ]
-        request = Request(order, sequences, [answer_of(order, self._detokenizer, max_tokens) for _ in sequences])
-        self._owners.update((sequence.id, (request, choice)) for choice, sequence in enumerate(sequences))
-        return request
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
@@ -234,9 +189,54 @@ class Engine:
         for index, sequence in enumerate(flight.chunks):
             chunk = flight.plan.chunks[index]
             self._advance(sequence, chunk.start + len(chunk.tokens), is_failed=index in outcome.failed_chunks)
-        for index, sequence in enumerate(flight.rows):
-            if self._advance(sequence, flight.plan.rows[index].position + 1, is_failed=index in outcome.failed_rows):
-                self._take(sequence, outcome.tokens[index])
+        guided = []
+        for sequence, places in groupby(range(len(flight.rows)), lambda index: flight.rows[index]):
+            self._settle_rows(sequence, flight, outcome, list(places))
+            if sequence.guide is not None and sequence.state != "over":
+                guided.append(sequence)
+        self._guide(guided)
+
+    def _settle_rows(self, sequence: Sequence, flight: Flight, outcome: Outcome, places: list[int]) -> None:
+        """Take over the rows of one sequence: the prompt's logprobs, the next token, or both."""
+        scored: list[TokenLogprobs] = []
+        token_id = None
+        for place in places:
+            row = flight.plan.rows[place]
+            if not self._advance(sequence, row.position + 1, is_failed=place in outcome.failed_rows):
+                return
+            logprobs = outcome.logprobs[place] if outcome.logprobs else None
+            if sequence.is_scoring:
+                scored += self._score(sequence, row.position, logprobs)
+            if row.position + 1 >= sequence.prompt_length:
+                token_id = outcome.tokens[place]
+        if scored:
+            request, choice = self._owners[sequence.id]
+            self._events.append(request.prompt_delta(choice, tuple(scored)))
+        if token_id is not None:
+            self._take(sequence, token_id, logprobs)
+
+    def _score(self, sequence: Sequence, position: int, found: RowLogprobs | None) -> list[TokenLogprobs]:
+        """What is known now of the prompt's tokens: before the first one nothing comes."""
+        scored = []
+        if sequence.num_scored == 0:
+            first = sequence.tokens[0]
+            scored.append(TokenLogprobs(first, self._detokenizer.raw(first), None))
+            sequence.num_scored = 1
+        if found is not None and sequence.num_scored == position + 1 < sequence.prompt_length:
+            scored.append(token_logprobs(sequence.tokens[position + 1], found, self._detokenizer))
+            sequence.num_scored += 1
+        return scored
+
+    def _guide(self, sequences: list[Sequence]) -> None:
+        """Find out what those with a grammar may say next."""
+        if self._grammars is None or not sequences:
+            return
+        guides = [sequence.guide for sequence in sequences if sequence.guide is not None]
+        result = self._attempt(partial(self._grammars.refresh, guides))
+        for sequence, guide in zip(sequences, guides, strict=True):
+            fault = result if isinstance(result, Fault) else self._attempt(guide.check)
+            if isinstance(fault, Fault) and sequence.state != "over":
+                self._fail(sequence, fault)
 
     def _advance(self, sequence: Sequence, end: int, *, is_failed: bool) -> bool:
         """A sequence is computed up to `end`; False when it is not there any more."""
@@ -252,32 +252,31 @@ class Engine:
             self._num_hit += num_reused
         return True
 
-    def _take(self, sequence: Sequence, token_id: int) -> None:
+    def _take(self, sequence: Sequence, token_id: int, found: RowLogprobs | None) -> None:
         """One more token of a sequence."""
-        request, choice = self._owners[sequence.id]
-        piece = self._attempt(partial(request.answers[choice].add, token_id))
-        if isinstance(piece, Fault):
-            self._fail(sequence, piece)
+        delta = self._attempt(partial(self._delta, sequence, token_id, found))
+        if isinstance(delta, Fault):
+            self._fail(sequence, delta)
             return
         sequence.tokens.append(token_id)
-        self._events.append(
-            Delta(
-                request_id=request.order.request_id,
-                choice=choice,
-                seq=request.num_deltas,
-                text=piece.text,
-                token_ids=(token_id,),
-                finish_reason=piece.finish_reason,
-            )
-        )
-        request.num_deltas += 1
-        if piece.finish_reason is not None:
-            self._finish(sequence, request)
+        self._events.append(delta)
+        if delta.finish_reason is not None:
+            self._finish(sequence)
+
+    def _delta(self, sequence: Sequence, token_id: int, found: RowLogprobs | None) -> Delta:
+        """What one more token says; with a grammar, the answer may be complete by it."""
+        request, choice = self._owners[sequence.id]
+        is_complete = sequence.guide is not None and sequence.guide.accept(token_id)
+        piece = request.answers[choice].add(token_id, is_complete=is_complete)
+        is_wanted = found is not None and sequence.num_logprobs is not None
+        logprobs = token_logprobs(token_id, found, self._detokenizer) if found is not None and is_wanted else None
+        return request.delta(choice, piece, token_id, logprobs)
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _finish(self, sequence: Sequence, request: Request) -> None:
+    def _finish(self, sequence: Sequence) -> None:
         """One choice is complete, and with the last one the request."""
+        request, _ = self._owners[sequence.id]
         self._scheduler.end(sequence)
         request.num_open -= 1
         if request.num_open == 0:

@@ -7,7 +7,7 @@ held until it is certain.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from mlxm.types import FinishReason
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN_LENGTH = len("<0x00>")
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _SELF_SPELLED = frozenset((*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)))
 
 
@@ -31,6 +32,9 @@ def _byte_of_character() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_of_character()
+_BYTE_LEVEL = b'"ByteLevel"'
+_WORD_MARK = "▁"
+"""How SentencePiece writes a space."""
 
 
 class TokenText(Protocol):
@@ -52,7 +56,9 @@ class Detokenizer:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added = frozenset(added)
         self._is_byte_level = isinstance(tokenizer.decoder, ByteLevel)
+        self._spells_bytes = tokenizer.decoder is not None and _BYTE_LEVEL in tokenizer.decoder.__getstate__()
         self._spellings: dict[int, bytes] = {}
 
     @classmethod
@@ -79,6 +85,26 @@ class Detokenizer:
     def token(self, token_id: int) -> str | None:
         """How the vocabulary spells a token, or None when it adds nothing to the text."""
         return None if token_id in self._special else self._tokenizer.id_to_token(token_id)
+
+    def raw(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, whole characters or not; of a special token, its name."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self._added:
+            return token.encode()
+        if self._spells_bytes:
+            return _spelled_bytes(token)
+        if _is_byte_token(token):
+            return bytes([int(token[3:5], 16)])
+        return token.replace(_WORD_MARK, " ").encode()
+
+    def to_json(self) -> str:
+        """The tokenizer as tokenizer.json describes it, without what was set for training."""
+        plain = Tokenizer.from_str(self._tokenizer.to_str())
+        plain.no_padding()
+        plain.no_truncation()
+        return plain.to_str()
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of a whole sequence."""
@@ -153,25 +179,29 @@ class _WindowedText:
 
 
 def _is_byte_token(token: str) -> bool:
-    return len(token) == _BYTE_TOKEN_LENGTH and token.startswith("<0x") and token.endswith(">")
+    is_framed = len(token) == _BYTE_TOKEN_LENGTH and token.startswith("<0x") and token.endswith(">")
+    return is_framed and set(token[3:5]) <= _HEX_DIGITS
 
 
-class _Pattern:
-    """One stop string and how much of it the text so far ends with (Knuth, Morris and Pratt's automaton)."""
+class Pattern:
+    """Characters or bytes to be found, and how many of them the text so far ends with.
 
-    def __init__(self, stop: str) -> None:
+    It is Knuth, Morris and Pratt's automaton.
+    """
+
+    def __init__(self, stop: Sequence[object], matched: int = 0) -> None:
         self.stop = stop
-        self.matched = 0
+        self.matched = matched
         self._fallback = [0] * len(stop)
         for place in range(1, len(stop)):
             self._fallback[place] = self._after(self._fallback[place - 1], stop[place])
 
-    def push(self, character: str) -> bool:
-        """Read one more character; True when the stop string is complete."""
+    def push(self, character: object) -> bool:
+        """Read one more; True when the pattern is complete."""
         self.matched = self._after(self.matched, character)
         return self.matched == len(self.stop)
 
-    def _after(self, matched: int, character: str) -> int:
+    def _after(self, matched: int, character: object) -> int:
         while matched and self.stop[matched] != character:
             matched = self._fallback[matched - 1]
         return matched + (self.stop[matched] == character)
@@ -184,7 +214,7 @@ class StopStrings:
     """
 
     def __init__(self, stops: Iterable[str]) -> None:
-        self._patterns = [_Pattern(stop) for stop in stops if stop]
+        self._patterns = [Pattern(stop) for stop in stops if stop]
         self._held = ""
         self.is_found = False
 
@@ -232,16 +262,16 @@ class Answer:
         self._max_tokens = max_tokens
         self.num_tokens = 0
 
-    def add(self, token_id: int) -> Piece:
-        """Count one more token; a stop token counts, but has no text."""
+    def add(self, token_id: int, *, is_complete: bool = False) -> Piece:
+        """Count one more token, with which the answer may be complete; a stop token counts, but has no text."""
         self.num_tokens += 1
         if token_id in self._stop_ids:
             return Piece(self._rest(), "stop")
         text = self._stops.push(self._text.add(token_id))
-        is_last = self.num_tokens >= self._max_tokens
+        is_last = is_complete or self.num_tokens >= self._max_tokens
         if is_last and not self._stops.is_found:
             text += self._rest()
-        if self._stops.is_found:
+        if is_complete or self._stops.is_found:
             return Piece(text, "stop")
         return Piece(text, "length" if is_last else None)
 

@@ -26,7 +26,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One token of a sequence whose successor is wanted.
 
     `token` None stands for the token that the step launched before this one samples for the same sequence: it is
-    still on the device. Rows of one sequence with consecutive positions are legal.
+    still on the device. Where the runner takes runs, a step may hold rows of one sequence with consecutive positions.
     """
 
     sequence: int
@@ -104,6 +104,8 @@ class RunnerFacts(msgspec.Struct, frozen=True, kw_only=True):
     runs_ahead: bool
     """Whether the next step is launched before the last one's tokens are known (worth it on GPUs only)."""
     block_bytes: int
+    takes_runs: bool = False
+    """Whether a step may hold several rows of one sequence."""
 
 
 class Runner(Protocol):

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from hashlib import blake2b
 
 import msgspec
 
-from mlxm.engine.output import Answer, Detokenizer
+from mlxm.engine.output import Answer, Detokenizer, Piece
+from mlxm.engine.plan import RowLogprobs
 from mlxm.engine.sequence import Sequence
 from mlxm.errors import InvalidRequest, ModelBroken
-from mlxm.types import Sampling, Usage
+from mlxm.frames import Delta
+from mlxm.types import Grammar, Likely, Sampling, TokenLogprobs, Usage
 
+MAX_LOGPROBS = 20
 SEED_BITS = 64
+_RANGES = {
+    "temperature": (0.0, math.inf),
+    "top_p": (0.0, 1.0),
+    "top_k": (-1.0, math.inf),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-3, 1e3),
+    "presence_penalty": (-1e3, 1e3),
+    "frequency_penalty": (-1e3, 1e3),
+}
+"""Outside these, what the device computes may not be a number."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,13 +38,27 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: Sampling = Sampling()
+    """What is None in it means no penalty; the runner knows the model's temperature."""
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
+    """The model's own, which `ignore_eos` makes tokens like others."""
+    extra_stop_ids: frozenset[int] = frozenset()
+    """The request's."""
     num_choices: int = 1
     priority: int = 1
     scope: bytes = b""
     arrival_s: float | None = None
+    num_logprobs: int | None = None
+    """How many likely tokens to name beside each one; None: no logprobs at all."""
+    prompt_logprobs: bool = False
+    """Whether the prompt's tokens are wanted with theirs, in Deltas without text before all others."""
+    grammar: Grammar | None = None
+
+    @property
+    def ending_ids(self) -> frozenset[int]:
+        """The tokens that end the answer."""
+        return self.extra_stop_ids if self.sampling.ignore_eos else self.stop_ids | self.extra_stop_ids
 
     def check(self, vocab_size: int) -> None:
         """Refuse what would make the device read outside its arrays, or ask for nothing."""
@@ -45,6 +73,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
                 f"The tokenizer makes ids up to {max(self.prompt_ids)}, the model knows {vocab_size}.",
                 hint="tokenizer.json does not belong to these weights: fetch the model again.",
             )
+        if self.num_logprobs is not None and not 0 <= self.num_logprobs <= min(MAX_LOGPROBS, vocab_size):
+            raise InvalidRequest(
+                f"{self.num_logprobs} likely tokens are asked for; it must be from 0 to {MAX_LOGPROBS}.",
+                param="top_logprobs",
+            )
+        _check_sampling(self.sampling, vocab_size)
 
 
 class Request:
@@ -70,10 +104,35 @@ class Request:
             cached_tokens=self.num_cached,
         )
 
+    def delta(self, choice: int, piece: Piece, token_id: int, logprobs: TokenLogprobs | None) -> Delta:
+        """One more token of a choice."""
+        self.num_deltas += 1
+        return Delta(
+            request_id=self.order.request_id,
+            choice=choice,
+            seq=self.num_deltas - 1,
+            text=piece.text,
+            token_ids=(token_id,),
+            finish_reason=piece.finish_reason,
+            logprobs=() if logprobs is None else (logprobs,),
+        )
+
+    def prompt_delta(self, choice: int, logprobs: tuple[TokenLogprobs, ...]) -> Delta:
+        """More of the prompt's logprobs: no text, and no tokens of the answer."""
+        self.num_deltas += 1
+        return Delta(
+            request_id=self.order.request_id,
+            choice=choice,
+            seq=self.num_deltas - 1,
+            text="",
+            token_ids=(),
+            logprobs=logprobs,
+        )
+
 
 def answer_of(order: Order, detokenizer: Detokenizer, max_tokens: int) -> Answer:
     """An answer to which nothing has been added."""
-    return Answer(detokenizer, stop_ids=order.stop_ids, stops=order.stop, max_tokens=max_tokens)
+    return Answer(detokenizer, stop_ids=order.ending_ids, stops=order.stop, max_tokens=max_tokens)
 
 
 def seed_of(seed: int, choice: int) -> int:
@@ -82,3 +141,29 @@ def seed_of(seed: int, choice: int) -> int:
         return seed % (1 << SEED_BITS)
     data = (seed % (1 << SEED_BITS)).to_bytes(SEED_BITS // 8, "little") + choice.to_bytes(4, "little")
     return int.from_bytes(blake2b(data, digest_size=SEED_BITS // 8).digest(), "little")
+
+
+def token_logprobs(token_id: int, found: RowLogprobs, detokenizer: Detokenizer) -> TokenLogprobs:
+    """What a row found out about a token, with bytes beside the ids."""
+    return TokenLogprobs(
+        token_id=token_id,
+        raw=detokenizer.raw(token_id),
+        logprob=found.logprob,
+        top=tuple(Likely(other, detokenizer.raw(other), logprob) for other, logprob in found.top),
+    )
+
+
+def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
+    asked = msgspec.structs.asdict(sampling)
+    for name, (lowest, highest) in _RANGES.items():
+        value = asked[name]
+        if value is not None and not (math.isfinite(value) and lowest <= value <= highest):
+            raise InvalidRequest(f"{name} is {value:g}; the model cannot work with that.", param=name)
+    if any(not math.isfinite(bias) for _, bias in sampling.logit_bias):
+        raise InvalidRequest("A logit_bias is no finite number.", param="logit_bias")
+    unknown = [token_id for token_id, _ in sampling.logit_bias if not 0 <= token_id < vocab_size]
+    if unknown:
+        raise InvalidRequest(
+            f"logit_bias names the token id {unknown[0]}, but the model's go from 0 to {vocab_size - 1}.",
+            param="logit_bias",
+        )

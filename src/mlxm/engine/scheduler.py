@@ -24,6 +24,8 @@ _WATERMARK = 0.01
 _SHORT_PROMPT = 0.25
 """The part of a step's prompt tokens up to which a prompt is so short that first tokens wait for it."""
 _MAX_HELD_STEPS = 4
+_SCORED_ROWS = 32
+"""Rows of a step for prompts whose logprobs are wanted."""
 
 
 class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,8 +103,10 @@ class Scheduler:
         if sum(map(self._needs_block, rows)) > self.pool.num_available:
             return None
         draft = Draft(self.pool, in_flight)
+        num_scoring = sum(sequence.is_scoring for sequence in rows)
+        max_run = max(1, _SCORED_ROWS // max(1, num_scoring)) if self._facts.takes_runs else 1
         for sequence in rows:
-            draft.add_row(sequence)
+            draft.add_rows(sequence, max_run)
         self._add_chunks(draft, prompts, self.pace.chunk_tokens(num_rows=len(rows), num_prompts=len(prompts)))
         return draft.launch()
 
@@ -189,6 +193,9 @@ class Scheduler:
         watermark = max(1, round(self.pool.num_total * _WATERMARK))
         return needed + growth + watermark <= self.pool.num_available
 
+    def _has_place_for(self, sequence: Sequence, shared: list[int]) -> bool:
+        return len(self.running) < self._facts.max_rows and self._has_room_for(sequence, shared)
+
     def _preempt(self, sequence: Sequence) -> None:
         """Send a sequence back to the queue; its full blocks stay as a prefix while nobody needs them."""
         self._leave(sequence)
@@ -211,7 +218,7 @@ class Scheduler:
 
     def _find(self, sequence: Sequence) -> list[int]:
         """The blocks that others have computed for a beginning of the sequence; its last token always has to run."""
-        if not self._facts.shares_prefixes:
+        if sequence.is_scoring or not self._facts.shares_prefixes:
             return []
         num_blocks = (len(sequence.tokens) - 1) // BLOCK_TOKENS
         sequence.chain.extend(sequence.tokens, num_blocks)
@@ -249,7 +256,7 @@ class Scheduler:
             shared = leader.table[: num_blocks_for(num_shared)]
             siblings, leader.siblings = leader.siblings, []
             for sibling in siblings:
-                if len(self.running) < self._facts.max_rows and self._has_room_for(sibling, shared):
+                if self._facts.shares_prefixes and self._has_place_for(sibling, shared):
                     sibling.table = self.pool.fork(shared)
                     sibling.chain = leader.chain.fork(num_shared // BLOCK_TOKENS)
                     sibling.num_launched = sibling.num_computed = num_shared

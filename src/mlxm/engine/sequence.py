@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlxm.engine.blocks import Chain
+from mlxm.engine.guide import Guide
 from mlxm.types import Sampling
 
 State = Literal["new", "waiting", "running", "over"]
@@ -32,6 +33,15 @@ class Sequence:
     priority: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    """What ends the answer, and is not chosen before it has its least length."""
+    num_logprobs: int | None = None
+    guide: Guide | None = None
+    """Keeps the answer to its grammar."""
+    scores_prompt: bool = False
+    """Whether logprobs of the prompt's tokens are wanted: then they are computed as rows."""
+    num_scored: int = 0
+    """Prompt tokens whose logprobs are handed out."""
     state: State = "new"
     table: list[int] = field(default_factory=list)
     num_launched: int = 0
@@ -53,14 +63,38 @@ class Sequence:
         return self.prompt_length + self.max_tokens - 1
 
     @property
+    def is_scoring(self) -> bool:
+        """Whether logprobs of its prompt are still to be computed; no chunk and no cached prefix gives them."""
+        return self.scores_prompt and self.num_scored < self.prompt_length
+
+    @property
     def num_behind(self) -> int:
         """Known tokens before the last one that are not ordered yet: the length of the chunks to come."""
-        return len(self.tokens) - 1 - self.num_launched
+        return 0 if self.is_scoring else len(self.tokens) - 1 - self.num_launched
+
+    @property
+    def num_known_rows(self) -> int:
+        """How many rows could be ordered at once: all those of a prompt that is scored, else one."""
+        return max(1, self.prompt_length - self.num_launched) if self.is_scoring else 1
 
     @property
     def wants_row(self) -> bool:
-        """Whether everything before its next token is ordered, and there is to be a next token."""
-        return self.num_behind <= 0 and self.num_launched < self.end
+        """Whether everything before its next token is ordered, and there is to be a next token.
+
+        Whoever chooses it by those before it has to wait until they are known.
+        """
+        is_known = self.num_launched < len(self.tokens)
+        return self.num_behind <= 0 and self.num_launched < self.end and (is_known or not self.needs_history)
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the choice of a token depends on the tokens before it by more than the model."""
+        sampling = self.sampling
+        return (
+            self.guide is not None
+            or sampling.repetition_penalty not in {None, 1.0}
+            or (sampling.presence_penalty, sampling.frequency_penalty) != (0.0, 0.0)
+        )
 
     @property
     def is_streaming(self) -> bool:

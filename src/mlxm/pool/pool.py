@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from mlxm.errors import Draining
-from mlxm.frames import Generate
+from mlxm.frames import Generate, Loaded, Stats
 from mlxm.pool.stream import RequestEvent
-from mlxm.pool.worker import OnDeath, Worker, WorkerOptions
+from mlxm.pool.worker import OnDeath, OnWords, Worker, WorkerOptions, ignore
 
 
 class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,11 +29,13 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is in memory now."""
+    """A model that is in memory now; `facts` is what it said when it was loaded, `stats` what it said last."""
 
     name: str
     pid: int
     num_leases: int
+    facts: Loaded
+    stats: Stats | None
 
 
 class _Slot:
@@ -85,9 +87,10 @@ class _Slot:
 class Pool:
     """Loads models on demand and runs requests on them."""
 
-    def __init__(self, options: WorkerOptions, on_death: OnDeath | None = None) -> None:
+    def __init__(self, options: WorkerOptions, on_death: OnDeath = ignore, on_words: OnWords = ignore) -> None:
         self._options = options
         self._on_death = on_death
+        self._on_words = on_words
         self._slots: dict[tuple[str, Path], _Slot] = {}
         self._outdated: dict[_Slot, asyncio.Task[None] | None] = {}  # with what ends each, once nobody holds it
         self._is_closed = False
@@ -110,9 +113,11 @@ class Pool:
         """The models in memory."""
         alive = ((slot, slot.worker) for slot in (*self._slots.values(), *self._outdated))
         return tuple(
-            LoadedModel(name=slot.name, pid=worker.pid, num_leases=slot.num_leases)
+            LoadedModel(
+                name=slot.name, pid=worker.pid, num_leases=slot.num_leases, facts=worker.loaded, stats=worker.stats
+            )
             for slot, worker in alive
-            if worker is not None
+            if worker is not None and worker.loaded is not None
         )
 
     async def close(self) -> None:
@@ -145,10 +150,7 @@ class Pool:
             ending.add_done_callback(lambda _: self._outdated.pop(slot))
 
     async def _load(self, model: LocalModel) -> Worker:
-        if self._on_death is None:
-            worker = await Worker.start(model.name, self._options)
-        else:
-            worker = await Worker.start(model.name, self._options, self._on_death)
+        worker = await Worker.start(model.name, self._options, self._on_death, self._on_words)
         await worker.load(model.folder)
         return worker
 

@@ -8,22 +8,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from mlxm.child import Child
-from mlxm.errors import Draining, InvalidRequest, MlxmError, Overloaded, TimedOut, WorkerDied
-from mlxm.frames import FromPrep, JobFailed, JobStarted, Render, Tokens
+from mlxm.engine.grammar import refusal
+from mlxm.errors import Draining, InvalidRequest, MlxmError, Overloaded, ProtocolMismatch, TimedOut, WorkerDied
+from mlxm.frames import FromPrep, GrammarVetted, JobFailed, JobStarted, Render, Tokens, VetGrammar
 from mlxm.prep.limits import EXIT_OVER_MEMORY, job_over_memory, load_over_memory
-from mlxm.types import Message
+from mlxm.types import Grammar, Message
 
 _NAME: Final = "The process that prepares prompts"
 _STOP_S: Final = 1.0
 _RETRY_S: Final = 1.0
 
+_MAX_VERDICTS: Final = 512
+_DIGEST_BYTES: Final = 16
+
+Order = Render | VetGrammar
+Answer = Tokens | GrammarVetted | JobFailed
 OnDeath = Callable[[MlxmError], None]
 
 
@@ -37,14 +45,13 @@ class PrepLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Job:
-    def __init__(self, path: Path, messages: Sequence[Message]) -> None:
-        self.path = str(path)
-        self.messages = tuple(messages)
-        self.answer: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-    def succeed(self, ids: tuple[int, ...]) -> None:
+    def succeed(self, answer: Answer) -> None:
         if not self.answer.done():  # its caller may have gone
-            self.answer.set_result(ids)
+            self.answer.set_result(answer)
 
     def fail(self, error: MlxmError) -> None:
         if not self.answer.done():
@@ -61,6 +68,8 @@ class Prep:
         self._has_tried = asyncio.Event()
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
         self._numbers = itertools.count()
+        self._verdicts: OrderedDict[bytes, Answer] = OrderedDict()
+        """What was found out about the latest grammars, by their digests."""
         self._process: _Process | None = None
         self._runner: asyncio.Task[None] | None = None
 
@@ -83,11 +92,35 @@ class Prep:
         Raises InvalidRequest for a conversation that the model's template cannot take in time and memory, ModelBroken
         for files that cannot be used, Overloaded, and WorkerDied when the process died of it twice.
         """
+        answer = await self._enqueue(Render(job=next(self._numbers), path=str(path), messages=tuple(messages)))
+        match answer:
+            case Tokens():
+                return answer.ids
+            case JobFailed():
+                raise answer.fault.error()
+        raise _stray(answer)
+
+    async def vet(self, grammar: Grammar) -> None:
+        """Make sure that a grammar is one, and costs no more than a grammar may; equal ones are looked at once.
+
+        Raises InvalidRequest, also for one that cannot be read in time and memory, Overloaded, and WorkerDied.
+        """
+        digest = blake2b(msgspec.msgpack.encode(grammar), digest_size=_DIGEST_BYTES).digest()
+        answer = self._verdicts.pop(digest, None)
+        if answer is None:
+            answer = await self._enqueue(VetGrammar(job=next(self._numbers), grammar=grammar))
+        self._verdicts[digest] = answer
+        if len(self._verdicts) > _MAX_VERDICTS:
+            self._verdicts.popitem(last=False)
+        if isinstance(answer, JobFailed):
+            raise answer.fault.error()
+
+    async def _enqueue(self, order: Order) -> Answer:
         if self._runner is None or self._runner.done():
             raise Draining("Prompts are not being prepared: mlxm is starting or stopping.", retry_after_s=1.0)
         if self._waiting.qsize() >= self._limits.max_waiting:
             raise Overloaded("Too many prompts wait to be prepared.", retry_after_s=self._limits.timeout_s)
-        job = _Job(path, messages)
+        job = _Job(order)
         self._waiting.put_nowait(job)
         return await job.answer
 
@@ -130,24 +163,21 @@ class Prep:
         except MlxmError as error:
             job.fail(error)
         else:
-            if isinstance(answer, Tokens):
-                job.succeed(answer.ids)
-            else:
-                job.fail(answer.fault.error())
+            job.succeed(answer)
         finally:
             job.fail(_stopping())  # without effect on a job that has its answer
 
-    async def _ask(self, job: _Job) -> Tokens | JobFailed:
+    async def _ask(self, job: _Job) -> Answer:
         try:
             return await self._attempt(job)
         except WorkerDied:  # perhaps not this job's doing: once more, on a new process
             return await self._attempt(job)
 
-    async def _attempt(self, job: _Job) -> Tokens | JobFailed:
+    async def _attempt(self, job: _Job) -> Answer:
         process = await self._running()
         self._process = None  # it stays so unless the process lives through this job
         try:
-            answer = await process.ask(Render(job=next(self._numbers), path=job.path, messages=job.messages))
+            answer = await process.ask(job.order)
         except WorkerDied as error:
             self._tell(error)
             raise
@@ -189,10 +219,10 @@ class _Process:
         arguments = ("--memory-bytes", str(limits.memory_bytes))
         return cls(await Child.start("mlxm.prep", FromPrep, arguments=arguments), limits)
 
-    async def ask(self, job: Render) -> Tokens | JobFailed:
+    async def ask(self, order: Order) -> Answer:
         """The answer to one job; when this raises, the process has been ended."""
         try:
-            return await self._answer(job)
+            return await self._answer(order)
         except BaseException:
             await self._child.kill()
             raise
@@ -200,32 +230,40 @@ class _Process:
     async def stop(self) -> None:
         await self._child.stop(_STOP_S)
 
-    async def _answer(self, job: Render) -> Tokens | JobFailed:
-        self._child.send(job)
+    async def _answer(self, order: Order) -> Answer:
+        self._child.send(order)
         frame = await self._next(self._limits.load_timeout_s, _slow_load(self._limits.load_timeout_s))
         started = isinstance(frame, JobStarted)
         if started:
-            frame = await self._next(self._limits.timeout_s, _slow_job(self._limits.timeout_s))
-        if isinstance(frame, Tokens | JobFailed):
+            frame = await self._next(self._limits.timeout_s, _slow_job(order, self._limits.timeout_s))
+        if isinstance(frame, Answer):
             return frame
-        raise await self._end(started=started)
+        raise await self._end(order, started=started)
 
-    async def _next(self, timeout_s: float, error: MlxmError) -> JobStarted | Tokens | JobFailed | None:
+    async def _next(self, timeout_s: float, error: MlxmError) -> JobStarted | Answer | None:
         try:
             async with asyncio.timeout(timeout_s):
-                frame: JobStarted | Tokens | JobFailed | None = await anext(self._frames, None)
+                frame: JobStarted | Answer | None = await anext(self._frames, None)
                 return frame
         except TimeoutError:
             raise error from None
 
-    async def _end(self, *, started: bool) -> MlxmError:
+    async def _end(self, order: Order, *, started: bool) -> MlxmError:
         died = await self._child.death(_NAME)
         if self._child.exit_code == EXIT_OVER_MEMORY:
+            if isinstance(order, VetGrammar):
+                return refusal("it takes too much memory")
             return job_over_memory(self._limits.memory_bytes) if started else load_over_memory()
         return died
 
 
-def _slow_job(timeout_s: float) -> InvalidRequest:
+def _stray(answer: Answer) -> ProtocolMismatch:
+    return ProtocolMismatch(f"{_NAME} answered with {type(answer).__name__}.", hint="Restart the server.")
+
+
+def _slow_job(order: Order, timeout_s: float) -> InvalidRequest:
+    if isinstance(order, VetGrammar):
+        return refusal(f"it could not be read within {timeout_s:g} s")
     return InvalidRequest(
         f"The chat template did not finish within {timeout_s:g} s: it loops, or the conversation is very long.",
         hint="Shorten the conversation, or use another model.",

@@ -1,7 +1,7 @@
 """The events of one request between the worker that makes them and the reader that takes them.
 
-It holds at most one delta for each choice: what a slow reader has not taken yet becomes one longer delta, and the
-worker never waits.
+It holds at most one delta for each choice, and one more for the prompt: what a slow reader has not taken yet becomes
+one longer delta, and the worker never waits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ class _Pile:
     def __init__(self, delta: Delta) -> None:
         self.deltas = [delta]
 
+    def takes(self, delta: Delta) -> bool:
+        """Whether it is more of the same: deltas without tokens of the answer are about the prompt."""
+        return bool(delta.token_ids) == bool(self.deltas[-1].token_ids)
+
     def merged(self) -> Delta:
         last = self.deltas[-1]
         if len(self.deltas) == 1:
@@ -34,6 +38,7 @@ class _Pile:
             text="".join(delta.text for delta in self.deltas),
             token_ids=tuple(token_id for delta in self.deltas for token_id in delta.token_ids),
             finish_reason=last.finish_reason,
+            logprobs=tuple(logprobs for delta in self.deltas for logprobs in delta.logprobs),
         )
 
 
@@ -92,7 +97,8 @@ class RequestStream:
         event = self._queue.popleft()
         if isinstance(event, _Pile):
             merged = event.merged()
-            del self._piles[merged.choice]
+            if self._piles.get(merged.choice) is event:
+                del self._piles[merged.choice]
             return merged
         return event
 
@@ -118,7 +124,7 @@ class RequestStream:
     def _add(self, event: RequestEvent) -> None:
         if not isinstance(event, Delta):
             self._queue.append(event)
-        elif (pile := self._piles.get(event.choice)) is not None:
+        elif (pile := self._piles.get(event.choice)) is not None and pile.takes(event):
             pile.deltas.append(event)
         else:
             self._piles[event.choice] = pile = _Pile(event)

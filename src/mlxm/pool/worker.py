@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from mlxm.child import Child
 from mlxm.errors import Conflict, Draining, InternalError, MlxmError, ProtocolMismatch, TimedOut, WorkerDied
-from mlxm.frames import Cancel, FromWorker, Generate, Load, Loaded, LoadFailed, LoadProgress, Step
+from mlxm.frames import Cancel, FromWorker, Generate, Load, Loaded, LoadFailed, LoadProgress, Stats, Step
 from mlxm.pool.stream import RequestEvent, RequestStream
 from mlxm.store.private import check_folder, make_folder
 
@@ -20,13 +21,16 @@ _STOP_S = 5.0
 
 Progress = Callable[[LoadProgress], None]
 OnDeath = Callable[[MlxmError], None]
+OnWords = Callable[[str, str], None]
+"""Told the model's name and a line that its worker wrote on stderr."""
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How workers are started; `blas_threads` None leaves the number to the library.
 
     `scratch` is where mlx compiles the code that it then loads: in a folder that others can write to, they could put
-    code of their own there, or block it. None leaves that to the environment.
+    code of their own there, or block it. None leaves that to the environment. `kv_bytes` is what a model's keys and
+    values may take, None leaves it to the worker; `verdicts` is the folder that keeps which store is good for them.
     """
 
     blas: str = "auto"
@@ -34,6 +38,9 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     hello_timeout_s: float = 60.0
     load_timeout_s: float = 300.0
     scratch: Path | None = None
+    kv_bytes: int | None = None
+    max_rows: int = 16
+    verdicts: Path | None = None
 
     def arguments(self) -> tuple[str, ...]:
         """The same on the worker's command line."""
@@ -49,14 +56,14 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         return os.environ | {"TMPDIR": str(self.scratch)}
 
 
-def _ignore(_: object = None) -> None:
+def ignore(*_: object) -> None:
     """For those who do not want to know."""
 
 
 class Worker:
     """A worker process; the model `name` is what its errors speak of."""
 
-    def __init__(self, child: Child, name: str, options: WorkerOptions, on_death: OnDeath = _ignore) -> None:
+    def __init__(self, child: Child, name: str, options: WorkerOptions, on_death: OnDeath = ignore) -> None:
         self._child = child
         self._on_death = on_death
         self._name = name
@@ -64,15 +71,19 @@ class Worker:
         self._requests: dict[str, RequestStream] = {}
         self._numbers = itertools.count(1)
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
-        self._report: Progress = _ignore
+        self._report: Progress = ignore
         self._end: MlxmError | None = None
+        self._stats: Stats | None = None
         self._reading = asyncio.create_task(self._read(), name=f"worker {name}")
 
     @classmethod
-    async def start(cls, name: str, options: WorkerOptions, on_death: OnDeath = _ignore) -> Worker:
+    async def start(
+        cls, name: str, options: WorkerOptions, on_death: OnDeath = ignore, on_words: OnWords = ignore
+    ) -> Worker:
         """Start a worker that has no model yet; raises WorkerDied or ProtocolMismatch.
 
-        `on_death` is told why when it dies, now or later, without having been asked to leave.
+        `on_death` is told why when it dies, now or later, without having been asked to leave; `on_words` of what it
+        says on stderr.
         """
         environ = await asyncio.to_thread(options.environ)
         try:
@@ -82,6 +93,7 @@ class Worker:
                 arguments=options.arguments(),
                 environ=environ,
                 hello_timeout_s=options.hello_timeout_s,
+                on_words=partial(on_words, name),
             )
         except WorkerDied as error:
             on_death(error)
@@ -103,10 +115,20 @@ class Worker:
         """How many requests it has not ended yet."""
         return len(self._requests)
 
-    async def load(self, folder: Path, report: Progress = _ignore) -> Loaded:
+    @property
+    def loaded(self) -> Loaded | None:
+        """What it said about its model, once that is loaded."""
+        return self._loaded.result() if self._loaded.done() and self._loaded.exception() is None else None
+
+    @property
+    def stats(self) -> Stats | None:
+        """How it said lately that it is doing."""
+        return self._stats
+
+    async def load(self, folder: Path, report: Progress = ignore) -> Loaded:
         """Load its model; when this raises, the worker has been ended."""
         self._report = report
-        self._child.send(Load(path=str(folder)))
+        self._child.send(self._order_to_load(folder))
         try:
             async with asyncio.timeout(self._options.load_timeout_s):
                 return await asyncio.shield(self._loaded)
@@ -120,7 +142,12 @@ class Worker:
             await self.kill()
             raise
 
-    def generate(self, request: Generate, on_end: Callable[[], None] = _ignore) -> RequestStream:
+    def _order_to_load(self, folder: Path) -> Load:
+        options = self._options
+        verdicts = None if options.verdicts is None else str(options.verdicts)
+        return Load(path=str(folder), kv_bytes=options.kv_bytes, max_rows=options.max_rows, verdicts=verdicts)
+
+    def generate(self, request: Generate, on_end: Callable[[], None] = ignore) -> RequestStream:
         """Send a request; `on_end` is called once the worker is done with it, by itself or because it died."""
         if self._end is not None:
             raise self._end
@@ -177,6 +204,8 @@ class Worker:
             case Step(events=events):
                 for event in events:
                     self._pass_on(event)
+            case Stats():
+                self._stats = frame
             case LoadProgress():
                 self._report(frame)
             case Loaded() if not self._loaded.done():

@@ -14,19 +14,34 @@ from typing import Final
 import msgspec
 
 from mlxm import __version__
+from mlxm.engine import grammar
 from mlxm.errors import MlxmError, ProtocolMismatch
-from mlxm.frames import PROTOCOL, Decoder, Fault, Hello, JobFailed, JobStarted, Render, Tokens, ToPrep, encode
+from mlxm.frames import (
+    PROTOCOL,
+    Decoder,
+    Fault,
+    GrammarVetted,
+    Hello,
+    JobFailed,
+    JobStarted,
+    Render,
+    Tokens,
+    ToPrep,
+    VetGrammar,
+    encode,
+)
 from mlxm.prep.limits import MemoryGuard, job_over_memory, limit_cpu
 from mlxm.prep.shelf import Prompter, Shelf
 
 _LOAD_BYTES: Final = 3 * 1024**3
 
+Job = Render | VetGrammar
 Send = Callable[[msgspec.Struct], None]
 
 
 def serve(sock: socket.socket, memory_bytes: int) -> None:
     """Say hello and answer jobs; the reader ends the process when the parent says so or is gone."""
-    inbox: queue.SimpleQueue[Render] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
 
     def send(frame: msgspec.Struct) -> None:
         try:
@@ -34,17 +49,17 @@ def serve(sock: socket.socket, memory_bytes: int) -> None:
         except ConnectionError:
             os._exit(0)
 
-    send(Hello(protocol=PROTOCOL, version=__version__, pid=os.getpid(), capabilities=("render",)))
+    send(Hello(protocol=PROTOCOL, version=__version__, pid=os.getpid(), capabilities=("render", "vet")))
     threading.Thread(target=_read, args=(sock, inbox), name="reader", daemon=True).start()
     jobs = Jobs(send, Shelf(), MemoryGuard(), memory_bytes)
     while True:
         jobs.do(inbox.get())
 
 
-def _read(sock: socket.socket, inbox: queue.SimpleQueue[Render]) -> None:
+def _read(sock: socket.socket, inbox: queue.SimpleQueue[Job]) -> None:
     decoder = Decoder(ToPrep)
     try:
-        while isinstance(frame := decoder.read_blocking(sock), Render):
+        while isinstance(frame := decoder.read_blocking(sock), Job):
             inbox.put(frame)
     except ProtocolMismatch as error:
         sys.stderr.write(f"{error}\n")
@@ -62,13 +77,27 @@ class Jobs:
         self._guard = guard
         self._memory_bytes = memory_bytes
 
-    def do(self, job: Render) -> None:
-        """Answer one job with Tokens or JobFailed."""
+    def do(self, job: Job) -> None:
+        """Answer one job with Tokens, GrammarVetted or JobFailed."""
         limit_cpu()
         try:
-            self._send(Tokens(job=job.job, ids=self._ids(job)))
+            self._send(self._answer(job))
         except MlxmError as error:
             self._send(JobFailed(job=job.job, fault=Fault.of(error)))
+
+    def _answer(self, job: Job) -> Tokens | GrammarVetted:
+        match job:
+            case Render():
+                return Tokens(job=job.job, ids=self._ids(job))
+            case VetGrammar():
+                self._vet(job)
+                return GrammarVetted(job=job.job)
+
+    def _vet(self, job: VetGrammar) -> None:
+        grammar.load()
+        self._send(JobStarted(job=job.job))
+        with self._guard.watched(self._memory_bytes):
+            grammar.vet(job.grammar)
 
     def _ids(self, job: Render) -> tuple[int, ...]:
         with self._guard.watched(_LOAD_BYTES):

@@ -18,7 +18,8 @@ from mlxm.errors import MlxmError
 from mlxm.server.errors import encode_error, error_headers, from_http, report_unexpected, status_of
 from mlxm.server.guard import Guard
 from mlxm.server.manage import manage_router
-from mlxm.server.openai import chat_completions_route
+from mlxm.server.models import model_routes
+from mlxm.server.openai import openai_routes
 from mlxm.server.request_id import request_id_of
 from mlxm.server.services import Services
 
@@ -52,7 +53,8 @@ def create_app(services: Services) -> Guard:
     routes: list[ControllerRouterHandler] = [
         health_route(),
         ready_route(services),
-        chat_completions_route(services),
+        *openai_routes(services),
+        *model_routes(services),
         manage_router(services),
     ]
 
@@ -66,7 +68,7 @@ def create_app(services: Services) -> Guard:
         logging_config=None,
         request_max_body_size=None,  # bodies are bounded where they are read
     )
-    return Guard(litestar, services.live, services.log)
+    return Guard(litestar, services.live, services.log, services.doors)
 
 
 def health_route() -> HTTPRouteHandler:

@@ -21,9 +21,12 @@ async def read_json_body(request: Request[Any, Any, Any], limits: Limits) -> byt
     _check_headers(request, limits)
     try:
         async with asyncio.timeout(limits.body_timeout_s):
-            return await _read(request.receive, limits.max_body_bytes)
+            return await _read(request.receive, limits)
     except TimeoutError as error:
-        raise BodyTooSlow(f"The body did not arrive within {limits.body_timeout_s:g} s.") from error
+        raise BodyTooSlow(
+            f"The body did not arrive within {limits.body_timeout_s:g} s, or nothing more of it came for "
+            f"{limits.body_idle_s:g} s."
+        ) from error
 
 
 def _check_headers(request: Request[Any, Any, Any], limits: Limits) -> None:
@@ -49,15 +52,16 @@ def _pairs(parameters: str) -> list[tuple[str, str, str]]:
     return [part.strip().lower().replace('"', "").partition("=") for part in parameters.split(";")]
 
 
-async def _read(receive: Receive, max_bytes: int) -> bytes:
+async def _read(receive: Receive, limits: Limits) -> bytes:
     body = bytearray()
     while True:
-        message = await receive()
+        async with asyncio.timeout(limits.body_idle_s):
+            message = await receive()
         if message["type"] != "http.request":
             raise InvalidRequest("The body ended early.", hint="Check its Content-Length or its chunks.")
         body += message["body"]
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
+        if len(body) > limits.max_body_bytes:
+            raise _too_large(limits.max_body_bytes)
         if not message["more_body"]:
             return bytes(body)
 

@@ -49,5 +49,5 @@ class _Granian(Server):
 
     def _init_shared_socket(self) -> None:
         """Serve on the socket that is open already: one of Granian's own could be shared by a second server."""
-        descriptor = self._listener.detach()
-        self._shd = SocketHolder(descriptor, False, BACKLOG)  # type: ignore[assignment,call-arg]  # noqa: FBT003  # native
+        is_uds = self._listener.family == socket.AF_UNIX
+        self._shd = SocketHolder(self._listener.detach(), is_uds, BACKLOG)  # type: ignore[assignment,call-arg]  # native

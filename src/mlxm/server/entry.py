@@ -13,7 +13,7 @@ from mlxm.errors import Conflict, MlxmError, StoreError, Unavailable
 from mlxm.server.errors import status_of
 from mlxm.server.log import Log
 from mlxm.store.audit import AuditRow
-from mlxm.types import Ended, Event, Started, TextDelta
+from mlxm.types import Ended, Event, ReasoningDelta, Started, TextDelta, ToolCallStarted
 
 
 class Trail(Protocol):
@@ -30,12 +30,13 @@ class Entry:
     def __init__(self, trail: Trail | None, log: Log, *, request_id: str, endpoint: str, dialect: str) -> None:
         self._trail = trail
         self._log = log
-        self._request_id = request_id
+        self.request_id = request_id
         self._endpoint = endpoint
         self._dialect = dialect
         self.model: str | None = None
         self._started_at = time.time()
         self._start_s = time.monotonic()
+        self._prepared_s: float | None = None
         self._ttft_s: float | None = None
         self._tokens_in = 0
         self._tokens_out = 0
@@ -46,14 +47,21 @@ class Entry:
         """Take from an event what the row tells."""
         match event:
             case Started(prompt_tokens=prompt_tokens):
+                self._prepared_s = self._elapsed_s()
                 self._tokens_in = prompt_tokens
-            case TextDelta(token_ids=token_ids):
-                self._ttft_s = self._elapsed_s() if self._ttft_s is None else self._ttft_s
+            case TextDelta(token_ids=token_ids) | ReasoningDelta(token_ids=token_ids):
+                self._see_token()
                 self._tokens_out += len(token_ids)
+            case ToolCallStarted():
+                self._see_token()
             case Ended(usage=usage):
                 self._tokens_in = usage.prompt_tokens
                 self._tokens_out = usage.completion_tokens
                 self._tokens_cached = usage.cached_tokens
+
+    def _see_token(self) -> None:
+        if self._ttft_s is None:
+            self._ttft_s = self._elapsed_s()
 
     async def close(self, error: MlxmError | None) -> None:
         """Write the row; only the first call counts. A trail that fails is logged, and fails no request."""
@@ -61,7 +69,7 @@ class Entry:
             return
         self.is_closed = True
         row = self._row(error)
-        shown = _shown(row, error)
+        shown = _shown(row, error, self._prepared_s)
         if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._log.error("chat", **shown)
         else:
@@ -71,11 +79,11 @@ class Entry:
         try:
             await _keep(self._trail, row)
         except (StoreError, Conflict, Unavailable) as failure:
-            self._log.error("audit_failed", request_id=self._request_id, reason=failure.message)
+            self._log.error("audit_failed", request_id=self.request_id, reason=failure.message)
 
     def _row(self, error: MlxmError | None) -> AuditRow:
         return AuditRow(
-            request_id=self._request_id,
+            request_id=self.request_id,
             started_at=self._started_at,
             endpoint=self._endpoint,
             dialect=self._dialect,
@@ -101,8 +109,11 @@ async def _keep(trail: Trail, row: AuditRow) -> None:
         await trail.record(msgspec.structs.replace(row, request_id=f"{row.request_id}.{secrets.token_hex(6)}"))
 
 
-def _shown(row: AuditRow, error: MlxmError | None) -> dict[str, Any]:
-    """What the log says about it; times of day are the log's own."""
+def _shown(row: AuditRow, error: MlxmError | None, prepared_s: float | None) -> dict[str, Any]:
+    """What the log says about it; times of day are the log's own.
+
+    Its phases end when the prompt is accepted, when the first token is there, and when the answer is complete.
+    """
     return {
         "request_id": row.request_id,
         "model": row.model,
@@ -110,6 +121,7 @@ def _shown(row: AuditRow, error: MlxmError | None) -> dict[str, Any]:
         "error_code": row.error_code,
         "reason": None if error is None else error.message,
         "duration_ms": round(row.duration_s * 1000, 1),
+        "prepared_ms": None if prepared_s is None else round(prepared_s * 1000, 1),
         "ttft_ms": None if row.ttft_s is None else round(row.ttft_s * 1000, 1),
         "tokens_in": row.tokens_in,
         "tokens_out": row.tokens_out,

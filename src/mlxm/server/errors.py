@@ -30,6 +30,7 @@ from mlxm.errors import (
     TimedOut,
     Unavailable,
 )
+from mlxm.server.doors import HostRefused
 from mlxm.server.log import Log
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ KINDS: tuple[tuple[type[MlxmError], int, str], ...] = (
     (MethodNotAllowed, 405, "invalid_request_error"),
     (BodyTooLarge, 413, "request_too_large"),
     (MediaTypeRefused, 415, "invalid_request_error"),
+    (HostRefused, 421, "invalid_request_error"),
     (InvalidRequest, 400, "invalid_request_error"),
     (NotAuthenticated, 401, "authentication_error"),
     (Forbidden, 403, "permission_error"),

@@ -1,4 +1,4 @@
-"""What every request passes before the framework sees it: its id, the count of those under way, the drain.
+"""What every request passes before the framework sees it: its id, the doors, the count of those under way, the drain.
 
 It also puts the id into every response, whatever made that response, and reads an unread body to its end first: a
 client that still sends when the connection closes never gets to see its answer.
@@ -14,6 +14,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from mlxm.errors import MlxmError
+from mlxm.server.doors import Doors, preflight_headers
 from mlxm.server.errors import encode_error, error_headers, guarded, status_of
 from mlxm.server.live import Live, draining
 from mlxm.server.log import Log
@@ -29,10 +30,11 @@ _DISCARD_IDLE_S = 0.3
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, live: Live, log: Log) -> None:
+    def __init__(self, app: ASGIApp, live: Live, log: Log, doors: Doors) -> None:
         self._app = app
         self._live = live
         self._log = log
+        self._doors = doors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request or the server's life."""
@@ -41,7 +43,14 @@ class Guard:
             return
         request_id = assign_request_id(scope, self._live.request_ids)
         exchange = _Exchange(scope, receive, send, request_id, self._log)
-        if scope["path"] in PROBES:
+        try:
+            exchange.headers = self._doors.check(scope["headers"])
+        except MlxmError as error:
+            await exchange.refuse(error)
+            return
+        if exchange.is_preflight:
+            await exchange.answer_preflight()
+        elif scope["path"] in PROBES:
             await exchange.run(self._app)
         elif self._live.is_draining:
             await exchange.refuse(draining())
@@ -62,6 +71,19 @@ class _Exchange:
         self._log = log
         self._status: int | None = None
         self._is_body_read = not _has_body(scope)
+        self.headers: list[tuple[bytes, bytes]] = []
+        """What every response has besides its own."""
+
+    @property
+    def is_preflight(self) -> bool:
+        """Whether a browser asks what a page of an allowed origin may do."""
+        return bool(self.headers) and self._scope["method"] == "OPTIONS"
+
+    async def answer_preflight(self) -> None:
+        """Say what such a page may do."""
+        await self._send({"type": "http.response.start", "status": 204, "headers": preflight_headers()})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._write_line()
 
     async def run(self, app: ASGIApp) -> None:
         """Let `app` answer; whatever it fails to answer is answered here."""
@@ -92,7 +114,7 @@ class _Exchange:
             await self._discard_body()
             self._status = message["status"]
             encoded_id = self.request_id.encode()
-            message["headers"] = [*message["headers"], *((name, encoded_id) for name in HEADERS)]
+            message["headers"] = [*message["headers"], *self.headers, *((name, encoded_id) for name in HEADERS)]
         await self._send_raw(message)
 
     async def _discard_body(self) -> None:

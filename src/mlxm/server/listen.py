@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
+import stat
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
 from mlxm.errors import ConfigInvalid, OpenWithoutKey, PortInUse
 
 BACKLOG = 1024
+MAX_PATH_BYTES = 103
+"""What every system takes as the path of a socket."""
 
 
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +47,43 @@ def open_listener(host: str, port: int) -> socket.socket:
         listener.close()
         raise _refusal(error, host, port) from error
     return listener
+
+
+def open_unix_listener(path: Path) -> socket.socket:
+    """A listening socket at `path` for this user alone; PortInUse when another process listens there."""
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise ConfigInvalid(
+            f"{path} is too long for a socket: {MAX_PATH_BYTES} bytes are the limit.", hint="Choose a shorter path."
+        )
+    _clear(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigInvalid(f"Cannot listen at {path}: {error.strerror}.", hint="Choose another path.") from error
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _clear(path: Path) -> None:
+    """Remove the socket of a process that is gone."""
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return  # what is wrong with it, binding will tell
+    if not is_socket:
+        raise ConfigInvalid(f"{path} is there and is no socket.", hint="Choose another path.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise PortInUse(f"Another process listens at {path}.", hint="Stop it, or choose another path.")
 
 
 def find_listener(port: int) -> Listener | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mlxm.errors import Draining
+from mlxm.errors import Draining, MlxmError, Overloaded
 
 RETRY_ELSEWHERE_S = 5.0
+NUM_REMEMBERED = 64
+MAX_RETRY_S = 60.0
 
-Fail = Callable[[Draining], None]
+Fail = Callable[[MlxmError], None]
 
 
 def draining() -> Draining:
@@ -21,11 +25,14 @@ def draining() -> Draining:
 class Live:
     """Knows the requests under way, and can end those that have an answer.
 
-    While `is_draining`, new requests are refused; `idle` is set while none is under way.
+    While `is_draining`, new requests are refused; `idle` is set while none is under way. Requests for text are admitted
+    one by one, because each of them costs much.
     """
 
     def __init__(self) -> None:
         self.is_draining = False
+        self._admitted: set[str] = set()
+        self._ends_s: deque[float] = deque(maxlen=NUM_REMEMBERED)
         self.request_ids: set[str] = set()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -45,8 +52,30 @@ class Live:
             yield
         finally:
             self.request_ids.discard(request_id)
+            self._release(request_id)
             if not self.request_ids:
                 self.idle.set()
+
+    def admit(self, request_id: str, max_requests: int) -> None:
+        """Count a request under way among those for text until it ends; Overloaded when there are too many."""
+        if len(self._admitted) >= max_requests:
+            raise Overloaded(
+                f"{max_requests} requests are under way, and no more are taken on.",
+                hint="Try again a little later.",
+                retry_after_s=self._until_next_end_s(),
+            )
+        self._admitted.add(request_id)
+
+    def _release(self, request_id: str) -> None:
+        if request_id in self._admitted:
+            self._admitted.discard(request_id)
+            self._ends_s.append(time.monotonic())
+
+    def _until_next_end_s(self) -> float:
+        """How long it takes until a request ends, as they have ended of late; a second while that is not known."""
+        if len(self._ends_s) < 2:  # noqa: PLR2004  # there is no time between fewer
+            return 1.0
+        return min((time.monotonic() - self._ends_s[0]) / len(self._ends_s), MAX_RETRY_S)
 
     def add(self, fail: Fail) -> None:
         """Take on an answer; `fail` ends it when the server cannot wait any longer."""

@@ -1,117 +1,126 @@
-"""OpenAI's routes: from a request's bytes to the answer's, streamed or whole."""
+"""OpenAI's routes: chats and completions, and their mirrors for work that can wait."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
-from mlxm.errors import Cancelled, MlxmError, Unavailable
-from mlxm.server.answer import Answer
-from mlxm.server.body import read_json_body
-from mlxm.server.entry import Entry
-from mlxm.server.errors import encode_error, guarded
-from mlxm.server.request_id import request_id_of
+from mlxm.errors import UnsupportedParameter
+from mlxm.server.exchange import Exchange, Question, Route, Understand
+from mlxm.server.prompts import complete_all
 from mlxm.server.services import Services
-from mlxm.server.stream import ClientGone, TokenStream, unless_gone
-from mlxm.types import Ended, Event
-from mlxm.wire import openai_chat, sse
+from mlxm.types import ChatRequest, ReasoningPart, Thinking, ToolCallPart
+from mlxm.wire import openai_chat, openai_chat_answers, openai_completions, openai_completions_answers
+from mlxm.wire.openai_completions_answers import Wanted
+from mlxm.wire.openai_usage import Heading
 
 CHAT_COMPLETIONS = "/v1/chat/completions"
-IGNORED_HEADER = "x-mlxm-ignored"
-# A proxy that holds a stream back to compress or collect it would hold the tokens back.
-STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+COMPLETIONS = "/v1/completions"
+BATCH_CHAT_COMPLETIONS = "/v1/batch/chat/completions"
+BATCH_COMPLETIONS = "/v1/batch/completions"
+_DIALECT = "openai"
 
 
-def chat_completions_route(services: Services) -> HTTPRouteHandler:
-    """`POST /v1/chat/completions`."""
+def openai_routes(services: Services) -> list[HTTPRouteHandler]:
+    """Every route on which a text is asked for."""
+    chat, completions = services.timeouts.chat(), services.timeouts.completions()
+    understand_chat = partial(_understand_chat, knows_tools=services.knows_tools)
+    return [
+        _route(services, Route(path=CHAT_COMPLETIONS, dialect=_DIALECT, deadline=chat), understand_chat),
+        _route(services, Route(path=COMPLETIONS, dialect=_DIALECT, deadline=completions), _understand_completion),
+        _route(
+            services,
+            Route(path=BATCH_CHAT_COMPLETIONS, dialect=_DIALECT, deadline=chat),
+            partial(understand_chat, is_batch=True),
+        ),
+        _route(
+            services,
+            Route(path=BATCH_COMPLETIONS, dialect=_DIALECT, deadline=completions),
+            partial(_understand_completion, is_batch=True),
+        ),
+    ]
 
-    @post(CHAT_COMPLETIONS, status_code=200)
-    async def chat_completions(request: Request[Any, Any, Any]) -> ASGIResponse:
-        exchange = _ChatExchange(services, request)
-        return await exchange.respond()
 
-    return chat_completions
+def _route(services: Services, route: Route, understand: Understand) -> HTTPRouteHandler:
+    @post(route.path, status_code=200)
+    async def answer(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return await Exchange(services, request, route).respond(understand)
+
+    return answer
 
 
-class _ChatExchange:
-    """One request for a chat completion, and what is known of it so far."""
+def _understand_chat(body: bytes, request_id: str, *, knows_tools: bool, is_batch: bool = False) -> Question:
+    asked = openai_chat.read_request(body)
+    request = asked.request
+    chat = request.to_chat(request_id, is_batch=is_batch)
+    if not knows_tools:
+        refuse_what_needs_families(chat)
+    heading = _heading(openai_chat_answers.KIND, request_id, chat.model)
+    write_all = partial(openai_chat_answers.completion, heading, has_logprobs=chat.num_logprobs is not None)
 
-    def __init__(self, services: Services, request: Request[Any, Any, Any]) -> None:
-        self._services = services
-        self._request = request
-        self._request_id = request_id_of(request.scope)
-        self._entry = Entry(
-            services.trail, services.log, request_id=self._request_id, endpoint=CHAT_COMPLETIONS, dialect="openai"
-        )
+    def writer() -> Callable[..., bytes]:
+        return openai_chat_answers.ChunkWriter(
+            heading, include_usage=request.includes_usage, num_choices=chat.num_choices
+        ).write
 
-    async def respond(self) -> ASGIResponse:
-        """The whole answer, or the stream of it; whatever fails before the first byte is raised."""
-        try:
-            return await guarded(self._answer(), self._request_id, self._services.log)
-        except MlxmError as error:
-            await self._entry.close(error)
-            raise
+    return Question(
+        model=chat.model,
+        ignored=asked.ignored,
+        ask=lambda backend: backend.chat(chat),
+        write_all=write_all,
+        writer=writer if request.stream else None,
+    )
 
-    async def _answer(self) -> ASGIResponse:
-        asked = openai_chat.read_request(await read_json_body(self._request, self._services.limits))
-        self._entry.model = asked.request.model
-        if (reason := self._services.ready()) is not None:
-            raise Unavailable(f"The server is starting: {reason}", hint="Try again in a moment.")
-        chat = asked.request.to_chat(self._request_id)
-        heading = openai_chat.Heading.of(chat, created=int(time.time()))
-        headers = {IGNORED_HEADER: ", ".join(asked.ignored)} if asked.ignored else {}
-        answer = Answer(self._services, chat, self._entry)
-        if not asked.request.stream:
-            return await self._whole(answer, heading, headers)
-        options = asked.request.stream_options
-        writer = openai_chat.ChunkWriter(heading, include_usage=options is not None and options.include_usage)
-        return await self._stream(answer, writer, headers)
 
-    async def _whole(self, answer: Answer, heading: openai_chat.Heading, headers: dict[str, str]) -> ASGIResponse:
-        try:
-            events = await unless_gone(answer.take_all(), self._request.receive)
-        finally:
-            await answer.close()
-        await self._entry.close(None)
-        return ASGIResponse(body=openai_chat.completion(heading, events), headers=headers)
+def _understand_completion(body: bytes, request_id: str, *, is_batch: bool = False) -> Question:
+    asked = openai_completions.read_request(body)
+    request = asked.request
+    prompts = request.to_completions(request_id, is_batch=is_batch)
+    heading = _heading(openai_completions_answers.KIND, request_id, request.model)
+    wanted = Wanted(
+        num_tried=request.num_tried, num_choices=request.num_choices, has_logprobs=request.logprobs is not None
+    )
 
-    async def _stream(self, answer: Answer, writer: openai_chat.ChunkWriter, headers: dict[str, str]) -> ASGIResponse:
-        """A stream, begun when the first event is there or slow to come: until then an error has its own status."""
-        limits = self._services.limits
-        try:
-            first = await unless_gone(answer.take(limits.keep_alive_s), self._request.receive)
-        except BaseException:
-            await answer.close()
-            raise
+    def writer() -> Callable[..., bytes]:
+        return openai_completions_answers.ChunkWriter(heading, include_usage=request.includes_usage).write
 
-        async def finish(cut_short: Cancelled | None) -> None:
-            await answer.close()
-            await self._entry.close(ClientGone("The client left.") if cut_short is None else cut_short)
+    return Question(
+        model=request.model,
+        ignored=asked.ignored,
+        ask=lambda backend: complete_all(backend, prompts),
+        write_all=partial(openai_completions_answers.completion, heading, wanted=wanted),
+        writer=writer if request.stream else None,
+    )
 
-        return TokenStream(
-            self._chunks(first, answer, writer),
-            media_type=sse.MEDIA_TYPE,
-            headers={**STREAM_HEADERS, **headers},
-            send_timeout_s=limits.send_timeout_s,
-            finish=finish,
-        )
 
-    async def _chunks(
-        self, events: list[Event], answer: Answer, writer: openai_chat.ChunkWriter
-    ) -> AsyncGenerator[bytes, None]:
-        """The stream's bytes; all events that wait together travel together."""
-        try:
-            while not (events and isinstance(events[-1], Ended)):
-                yield b"".join(map(writer.write, events)) if events else sse.KEEP_ALIVE
-                events = await answer.take(self._services.limits.keep_alive_s)
-        except MlxmError as error:
-            await self._entry.close(error)
-            yield sse.event("error", encode_error(error, self._request_id))
-            return
-        await self._entry.close(None)
-        yield b"".join(map(writer.write, events)) + sse.DONE
+def _heading(kind: str, request_id: str, model: str) -> Heading:
+    return Heading.of(kind, request_id, model, int(time.time()))
+
+
+def refuse_what_needs_families(chat: ChatRequest) -> None:
+    """Refuse by name what only a backend that knows the families of models can act on."""
+    if chat.tools:
+        raise _not_yet("tools")
+    if chat.thinking != Thinking():
+        raise _not_yet("reasoning_effort")
+    if chat.template_options != "{}":
+        raise _not_yet("chat_template_kwargs")
+    if chat.continues_final:
+        raise _not_yet("continue_final_message")
+    for index, message in enumerate(chat.messages):
+        if message.role == "tool":
+            raise _not_yet(f"messages[{index}].role")
+        if any(isinstance(part, ToolCallPart) for part in message.content):
+            raise _not_yet(f"messages[{index}].tool_calls")
+        if any(isinstance(part, ReasoningPart) for part in message.content):
+            raise _not_yet(f"messages[{index}].reasoning_content")
+
+
+def _not_yet(place: str) -> UnsupportedParameter:
+    return UnsupportedParameter(f"{place} is not supported yet.", hint="Leave it out.", param=place)

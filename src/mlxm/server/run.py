@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlxm.errors import InternalError, MlxmError
-from mlxm.server.limits import Limits
-from mlxm.server.listen import open_listener
+from mlxm.server.doors import LOOPBACK_HOSTS, Doors
+from mlxm.server.limits import Limits, Timeouts
+from mlxm.server.listen import open_listener, open_unix_listener
 from mlxm.server.live import Live
 from mlxm.server.log import Log
 from mlxm.server.stop import Stop
 from mlxm.settings import Settings
 from mlxm.store.audit import Audit, AuditRow
-from mlxm.store.control import Control, new_control, publish_control, withdraw_control
+from mlxm.store.control import UNIX_SCHEME, Control, new_control, publish_control, withdraw_control
 from mlxm.store.db import Database
 from mlxm.store.lock import HomeLock
 from mlxm.store.look import DATABASE_NAME
-from mlxm.types import ChatRequest, Event
+from mlxm.types import Backend, Models
 
 if TYPE_CHECKING:
     from mlxm.downloads import Downloads
@@ -36,8 +38,8 @@ BACKEND_S = 10.0
 HURRIED_S = 0.3
 
 
-class Served(Protocol):
-    """A backend with a life of its own; the hub is one."""
+class Served(Backend, Models, Protocol):
+    """A backend with a life of its own, which knows its models; the hub is one."""
 
     async def start(self) -> None:
         """Begin; afterwards `ready` tells whether requests are served."""
@@ -51,29 +53,38 @@ class Served(Protocol):
         """Why requests are not served, or None."""
         ...
 
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
-        """Answer a chat."""
-        ...
-
     async def downloads(self) -> Downloads:
         """What fetches models, made when first asked for."""
         ...
 
 
-MakeBackend = Callable[[Callable[[MlxmError], None]], Served]
-"""Makes the backend, given what to call when one of its processes dies."""
+MakeBackend = Callable[[Callable[[MlxmError], None], Callable[[str, str], None]], Served]
+"""Makes the backend, given what to call when one of its processes dies, and when one of them says something."""
 
 
-def run_server(make_backend: MakeBackend, settings: Settings, announce: Callable[[str], None]) -> bool:
+def run_server(
+    make_backend: MakeBackend, settings: Settings, announce: Callable[[str], None], *, uds: Path | None = None
+) -> bool:
     """Be the one server of the home until a signal ends it; `announce` gets the URL once requests are served.
 
-    Returns False when a second signal cut the end short. Raises AlreadyRunning, PortInUse, OpenWithoutKey, and what
-    backend and store raise when they cannot start.
+    With `uds` it listens on a socket at that path, and on no port; its URL is unix: and the path. Returns False when a
+    second signal cut the end short. Raises AlreadyRunning, PortInUse, OpenWithoutKey, and what backend and store raise
+    when they cannot start.
     """
     with HomeLock(settings.home):
-        listener = open_listener(settings.server.host, settings.server.port)
-        with listener:
-            return asyncio.run(_run(make_backend, settings, listener, announce))
+        listener = _listen(settings, uds)
+        try:
+            with listener:
+                return asyncio.run(_run(make_backend, settings, listener, announce))
+        finally:
+            if uds is not None:
+                uds.unlink(missing_ok=True)
+
+
+def _listen(settings: Settings, uds: Path | None) -> socket.socket:
+    if uds is None:
+        return open_listener(settings.server.host, settings.server.port)
+    return open_unix_listener(uds)
 
 
 async def _run(
@@ -88,14 +99,19 @@ async def _run(
     def tell_death(error: MlxmError) -> None:
         log.error("process_died", error_code=error.code, reason=error.message)
 
+    def tell_words(name: str, words: str) -> None:
+        log.info("process_said", process=name, words=words)
+
     try:
-        life = ServerLife(make_backend(tell_death), settings, listener, control, log)
+        life = ServerLife(make_backend(tell_death, tell_words), settings, listener, control, log)
         return await life.run(lambda: announce(control.url))
     finally:
         await asyncio.to_thread(withdraw_control, settings.home)
 
 
 def _url_of(listener: socket.socket) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"{UNIX_SCHEME}{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -143,21 +159,19 @@ class ServerLife:
         from mlxm.server.embedded import EmbeddedServer  # noqa: PLC0415  # as above
         from mlxm.server.services import Services  # noqa: PLC0415  # as above
 
-        server = self._settings.server
-        limits = Limits(
-            max_body_bytes=server.max_body_bytes,
-            body_timeout_s=server.body_timeout_s,
-            send_timeout_s=server.send_timeout_s,
-        )
         services = Services(
             backend=self._backend,
             ready=self._why_not_ready,
             trail=LateTrail(self._opening),
-            limits=limits,
+            limits=_limits(self._settings),
+            timeouts=_timeouts(self._settings),
+            doors=_doors(self._settings),
             live=self._live,
             log=self._log,
             control_token=self._control.token,
             downloads=self._backend.downloads,
+            knows_tools=False,  # until the families of models are known
+            models=self._backend,
         )
         return EmbeddedServer(services, self._listener)
 
@@ -231,6 +245,32 @@ class ServerLife:
             return True
         await _end(work)
         return False
+
+
+def _limits(settings: Settings) -> Limits:
+    server = settings.server
+    return Limits(
+        max_body_bytes=server.max_body_bytes,
+        body_timeout_s=server.body_timeout_s,
+        send_timeout_s=server.send_timeout_s,
+        max_requests=server.max_requests,
+    )
+
+
+def _timeouts(settings: Settings) -> Timeouts:
+    timeouts = settings.timeouts
+    return Timeouts(local_s=timeouts.local_s, chat_s=timeouts.chat_s, completions_s=timeouts.completions_s)
+
+
+def _doors(settings: Settings) -> Doors:
+    """It goes by the names of this machine's loopback, by the address it listens on, and by those that were set."""
+    server = settings.server
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    names = (host, *server.allowed_hosts)
+    return Doors(
+        hosts=LOOPBACK_HOSTS | {name.lower() for name in names},
+        origins=frozenset(origin.lower() for origin in server.allowed_origins),
+    )
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mlxm.server.doors import Doors
 from mlxm.server.entry import Trail
-from mlxm.server.limits import Limits
+from mlxm.server.limits import Limits, Timeouts
 from mlxm.server.live import Live
 from mlxm.server.log import Log
-from mlxm.types import Backend
+from mlxm.types import Backend, Models
 
 if TYPE_CHECKING:
     from mlxm.downloads import Downloads
@@ -24,14 +25,19 @@ def _always_ready() -> str | None:
 class Services:
     """The collaborators of every route; `ready` says why requests are not served yet, or None.
 
-    Without a `control_token` nobody may manage. `downloads` are made when first asked for.
+    Without a `control_token` nobody may manage. `downloads` are made when first asked for. `knows_tools` is whether
+    the backend can act on tools, and on all else that depends on a model's family.
     """
 
     backend: Backend
     ready: Callable[[], str | None] = _always_ready
     trail: Trail | None = None
     limits: Limits = field(default_factory=Limits)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    doors: Doors = field(default_factory=Doors)
     live: Live = field(default_factory=Live)
     log: Log = field(default_factory=Log)
     control_token: str | None = None
     downloads: Callable[[], Awaitable[Downloads]] | None = None
+    knows_tools: bool = True
+    models: Models | None = None

@@ -12,7 +12,18 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from mlxm.settings.kinds import Address, BodySize, ByteSize, Library, Port, Seconds, SecondsOrZero
+from mlxm.settings.kinds import (
+    Address,
+    BodySize,
+    ByteSize,
+    Count,
+    HostNames,
+    Library,
+    Origins,
+    Port,
+    Seconds,
+    SecondsOrZero,
+)
 
 CONFIG_NAME = "config.toml"
 
@@ -36,6 +47,23 @@ class ServerSettings(Group):
     send_timeout_s: Seconds = Field(
         default=30.0, description="How long a client may leave an answer unread before its request is cancelled."
     )
+    max_requests: Count = Field(
+        default=512, description="How many requests for text may be under way or wait; more are turned away."
+    )
+    allowed_hosts: HostNames = Field(
+        default=(), description="Names that the server goes by besides localhost and the address it listens on."
+    )
+    allowed_origins: Origins = Field(
+        default=(), description="Origins besides the server's own whose web pages may ask it."
+    )
+
+
+class TimeoutSettings(Group):
+    """How long whole answers may take; where two apply, the smaller one counts."""
+
+    local_s: Seconds = Field(default=900.0, description="How long an answer of a model on this machine may take.")
+    chat_s: Seconds = Field(default=900.0, description="How long the answer to a chat may take.")
+    completions_s: Seconds = Field(default=600.0, description="How long the answer to a completion may take.")
 
 
 class LogSettings(Group):
@@ -73,6 +101,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", title="mlxm config.toml")
 
     server: ServerSettings = ServerSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()
     prep: PrepSettings = PrepSettings()
     worker: WorkerSettings = WorkerSettings()

@@ -57,3 +57,12 @@ SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False), Allowed("a nu
 Port = Annotated[int, Field(ge=0, le=65535), Allowed("a whole number from 0 to 65535")]
 Address = Annotated[str, Field(pattern=r"^\S+$"), Allowed("an address or a host name")]
 Library = Annotated[str, AfterValidator(_check_library), Allowed("auto, none or the absolute path of a library")]
+Count = Annotated[int, Field(ge=1, le=1_000_000), Allowed("a whole number of at least 1")]
+HostNames = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})$")], ...],
+    Allowed('a list of host names without ports, such as ["mac-studio.local"]'),
+]
+Origins = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+$")], ...],
+    Allowed('a list of origins, such as ["http://localhost:3000"]'),
+]

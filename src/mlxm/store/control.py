@@ -15,6 +15,8 @@ from mlxm.store import private
 from mlxm.store.failures import translated
 from mlxm.store.lock import home_status
 
+UNIX_SCHEME = "unix:"
+"""How the URL of a server begins that listens on a socket with a path."""
 _FILE_OF_TOKEN = "control-token"  # noqa: S105  # the name of the file, not what is in it
 _FILE_OF_URL = "url"
 _MAX_BYTES = 4096

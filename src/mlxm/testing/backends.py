@@ -6,17 +6,40 @@ They are deterministic and look at no clock; time passes where a script says so.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 
-from mlxm.errors import ModelNotFound
-from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, FinishReason, Message, Started, TextDelta, TextPart, Usage
+import msgspec
+
+from mlxm.errors import InvalidRequest, ModelNotFound
+from mlxm.types import (
+    ChatRequest,
+    ChoiceEnded,
+    CompletionRequest,
+    Encoded,
+    Ended,
+    Event,
+    FinishReason,
+    Likely,
+    Message,
+    ModelInfo,
+    Started,
+    TextDelta,
+    TextPart,
+    TokenLogprobs,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
 
 ECHO_MODEL = "mlxm/echo"
+ECHO_CONTEXT = 4096
 
+Request = ChatRequest | CompletionRequest
 Wait = Callable[[], Awaitable[object]]
 Step = Event | Exception | Wait
-Script = Callable[[ChatRequest], Iterable[Step]]
+Script = Callable[[Request], Iterable[Step]]
 
 
 class Counts:
@@ -45,7 +68,7 @@ class ScriptedBackend:
         self._script = script
         self._at_end = at_end
         self.counts = Counts()
-        self.requests: list[ChatRequest] = []
+        self.requests: list[Request] = []
         self.idle = asyncio.Event()
         self.idle.set()
         self.is_closed = False
@@ -61,8 +84,37 @@ class ScriptedBackend:
         """Why requests are not served yet: never."""
         return None
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """Play the script, and count how it ended."""
+        return self._play(request)
+
+    def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
+        """Play the script, and count how it ended."""
+        return self._play(request)
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        """The one model there is."""
+        return (ModelInfo(name=ECHO_MODEL, context_length=ECHO_CONTEXT, is_loaded=True),)
+
+    async def find_model(self, name: str) -> ModelInfo:
+        """The one model, or ModelNotFound."""
+        _check_name(name)
+        return (await self.list_models())[0]
+
+    async def tokenize(self, request: Request, *, is_bare: bool = False) -> Encoded:
+        """A token is a character here, after one that begins each prompt unless it `is_bare`."""
+        _check_name(request.model)
+        beginning = () if is_bare else (0,)
+        return Encoded(ids=(*beginning, *map(ord, _prompt(request))), context_length=ECHO_CONTEXT)
+
+    async def detokenize(self, model: str, ids: tuple[int, ...]) -> str:
+        """The characters."""
+        _check_name(model)
+        if any(each > sys.maxunicode for each in ids):
+            raise InvalidRequest("There is no such token.", param="tokens")
+        return "".join(map(chr, ids))
+
+    async def _play(self, request: Request) -> AsyncGenerator[Event, None]:
         self._begin(request)
         outcome = "cancelled"
         try:
@@ -83,7 +135,7 @@ class ScriptedBackend:
             finally:
                 self._end(outcome)
 
-    def _begin(self, request: ChatRequest) -> None:
+    def _begin(self, request: Request) -> None:
         self.requests.append(request)
         self.counts.started += 1
         self.idle.clear()
@@ -107,27 +159,78 @@ class EchoBackend(ScriptedBackend):
         super().__init__(partial(echo, pace=pace), at_end=at_end)
 
 
-def echo(request: ChatRequest, pace: Wait | None = None) -> Iterator[Step]:
-    """The script of EchoBackend: a token is a word, prompts are counted in words too."""
-    if request.model != ECHO_MODEL:
-        yield ModelNotFound(f"There is no model {request.model}.", hint=f"Ask for {ECHO_MODEL}.", param="model")
-    num_prompt = sum(len(_said(message).split()) for message in request.messages)
+def echo(request: Request, pace: Wait | None = None) -> Iterator[Step]:
+    """The script of EchoBackend: a token is a word, prompts are counted in words too.
+
+    A tool that must be called is called with the words as its argument.
+    """
+    try:
+        _check_name(request.model)
+    except ModelNotFound as error:
+        yield error
+    num_prompt = len(_prompt(request).split())
     yield Started(num_prompt)
-    text = _said(request.messages[-1])
-    words, reason = _cut([word for word in text.split(" ") if word], request)
+    num_words = 0
+    for choice in range(request.num_choices):
+        words, reason = _cut([word for word in _last(request).split(" ") if word], request)
+        num_words += len(words)
+        if isinstance(request, ChatRequest) and request.tool_choice.mode in ("required", "named"):
+            yield from _call(choice, words, request)
+        else:
+            yield from _say(choice, words, request, pace)
+            yield ChoiceEnded(choice=choice, reason=reason)
+    yield Ended(Usage(prompt_tokens=num_prompt, completion_tokens=num_words))
+
+
+def _say(choice: int, words: list[str], request: Request, pace: Wait | None) -> Iterator[Step]:
+    if isinstance(request, CompletionRequest) and request.echoes:
+        yield TextDelta(choice=choice, text=f"{_prompt(request)} ")
     for index, word in enumerate(words):
         if pace is not None:
             yield pace
-        yield TextDelta(choice=0, text=word if index == 0 else f" {word}", token_ids=(index,))
-    yield ChoiceEnded(choice=0, reason=reason)
-    yield Ended(Usage(prompt_tokens=num_prompt, completion_tokens=len(words)))
+        text = word if index == 0 else f" {word}"
+        yield TextDelta(choice=choice, text=text, token_ids=(index,), logprobs=_logprobs(index, text, request))
+
+
+def _call(choice: int, words: list[str], request: ChatRequest) -> Iterator[Step]:
+    named = request.tool_choice.name
+    name = request.tools[0].name if named is None else named
+    yield ToolCallStarted(choice=choice, index=0, id=f"call_{choice}", name=name)
+    arguments = msgspec.json.encode({"words": words}).decode()
+    for at in range(0, len(arguments), 8):
+        yield ToolCallDelta(choice=choice, index=0, arguments=arguments[at : at + 8])
+    yield ChoiceEnded(choice=choice, reason="tool_calls")
+
+
+def _logprobs(index: int, text: str, request: Request) -> tuple[TokenLogprobs, ...]:
+    """Made up: each word was as likely as its place says, and its capitals half as likely."""
+    if request.num_logprobs is None:
+        return ()
+    raw, other = text.encode(), text.upper().encode()
+    likely = (Likely(index, raw, -0.5 - index), Likely(index + 1000, other, -1.0 - index))
+    return (TokenLogprobs(index, raw, -0.5 - index, likely[: request.num_logprobs]),)
+
+
+def _check_name(name: str) -> None:
+    if name != ECHO_MODEL:
+        raise ModelNotFound(f"There is no model {name}.", hint=f"Ask for {ECHO_MODEL}.", param="model")
+
+
+def _prompt(request: Request) -> str:
+    if isinstance(request, ChatRequest):
+        return " ".join(map(_said, request.messages))
+    return request.prompt if isinstance(request.prompt, str) else " ".join(map(str, request.prompt))
+
+
+def _last(request: Request) -> str:
+    return _said(request.messages[-1]) if isinstance(request, ChatRequest) else _prompt(request)
 
 
 def _said(message: Message) -> str:
     return "".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
-def _cut(words: list[str], request: ChatRequest) -> tuple[list[str], FinishReason]:
+def _cut(words: list[str], request: Request) -> tuple[list[str], FinishReason]:
     """The words up to a stop word or the limit."""
     end = next((index for index, word in enumerate(words) if word in request.stop), len(words))
     if request.max_tokens is not None and request.max_tokens < end:

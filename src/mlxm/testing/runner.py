@@ -9,17 +9,20 @@ from __future__ import annotations
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
 
-from mlxm.engine.plan import BLOCK_TOKENS, SCRATCH_BLOCK, Chunk, Outcome, Plan, Row, RunnerFacts
+from mlxm.engine.plan import BLOCK_TOKENS, SCRATCH_BLOCK, Chunk, Outcome, Plan, Row, RowLogprobs, RunnerFacts
 
 NextToken = Callable[[Sequence[int], int], int]
 """The token after some tokens, given a seed."""
 
 _EMPTY = -1
+_RANKED = 32
+_NUM_SCRIPTED = 256
 _BROKEN = -2
 """Numbers that are not finite: what reads them becomes so too, also where a weight of zero should mask them."""
 
@@ -72,6 +75,11 @@ class Tally(msgspec.Struct, kw_only=True):
     max_rows: int = 0
 
 
+class _Answered(NamedTuple):
+    token: int
+    after: list[int]
+
+
 class _Launched(NamedTuple):
     plan: Plan
     outcome: Outcome
@@ -79,11 +87,16 @@ class _Launched(NamedTuple):
 
 def scripted_token(tokens: Sequence[int], seed: int) -> int:
     """A token below 256 that depends on every token before it, their order and the seed."""
-    return crc32(array("Q", (*tokens, seed)).tobytes()) % 256
+    return crc32(array("Q", (*tokens, seed)).tobytes()) % _NUM_SCRIPTED
 
 
 def facts_of(
-    *, num_blocks: int = 65, max_rows: int = 8, shares_prefixes: bool = True, runs_ahead: bool = False
+    *,
+    num_blocks: int = 65,
+    max_rows: int = 8,
+    shares_prefixes: bool = True,
+    runs_ahead: bool = False,
+    takes_runs: bool = True,
 ) -> RunnerFacts:
     """The facts of a scripted runner."""
     return RunnerFacts(
@@ -94,7 +107,26 @@ def facts_of(
         shares_prefixes=shares_prefixes,
         runs_ahead=runs_ahead,
         block_bytes=1,
+        takes_runs=takes_runs,
     )
+
+
+def scripted_logprob(tokens: Sequence[int], token_id: int) -> float:
+    """A logprob that depends on every token before, and on the token itself."""
+    return -1 - crc32(array("Q", (*tokens, token_id)).tobytes()) % 1000 / 64
+
+
+def scripted_logprobs(tokens: Sequence[int], token_id: int, num_top: int) -> RowLogprobs:
+    """What a row says of its token; the likeliest are sought among the first ones of the vocabulary only."""
+    ranked = sorted(((other, scripted_logprob(tokens, other)) for other in range(_RANKED)), key=lambda pair: -pair[1])
+    return RowLogprobs(scripted_logprob(tokens, token_id), tuple(ranked[:num_top]))
+
+
+@lru_cache(maxsize=1024)
+def allowed_ids(mask: bytes) -> tuple[int, ...]:
+    """The tokens that a mask lets through."""
+    bits = int.from_bytes(mask, "little")
+    return tuple(place for place in range(bits.bit_length()) if bits >> place & 1)
 
 
 class ScriptedRunner:
@@ -140,11 +172,12 @@ class ScriptedRunner:
             self._break_all(plan)
             raise
         failed_chunks = tuple(index for index, chunk in enumerate(plan.chunks) if not self._prefill(chunk))
-        tokens = [self._decode(row) for row in plan.rows]
+        answers = [self._decode(row) for row in plan.rows]
         costs = self._costs
         outcome = Outcome(
-            tokens=tuple(0 if token is None else token for token in tokens),
-            failed_rows=tuple(index for index, token in enumerate(tokens) if token is None),
+            tokens=tuple(0 if answer is None else answer.token for answer in answers),
+            logprobs=_logprobs(plan.rows, answers),
+            failed_rows=tuple(index for index, answer in enumerate(answers) if answer is None),
             failed_chunks=failed_chunks,
             chunks_s=costs.chunks_s + costs.chunk_token_s * _num_chunk_tokens(plan) if plan.chunks else 0.0,
             rows_s=costs.rows_s + costs.row_s * len(plan.rows) if plan.rows else 0.0,
@@ -184,10 +217,14 @@ class ScriptedRunner:
     def _check(self, plan: Plan) -> None:
         works = _works(plan)
         _require(len(works) > 0, "an empty plan")
-        _require(len(plan.rows) <= self.facts.max_rows, "more rows than the runner has")
-        _require(len({work.sequence for work in works}) == len(works), "a sequence is there twice")
+        rows = {row.sequence for row in plan.rows}
+        num_expected = len(works) if not self.facts.takes_runs else len(rows) + len(plan.chunks)
+        _require(len(rows) <= self.facts.max_rows, "more rows than the runner has")
+        _require(len({work.sequence for work in works}) == num_expected, "a sequence is there twice")
         owned = {block for table in self._tables.values() for block in table}
         _require(owned.isdisjoint(plan.wipes), "a block is wiped that a sequence has")
+        for row in plan.rows:
+            _check_known(row)
         for work in works:
             self._check_table(work)
             self._tables[work.sequence] = tuple(work.table)
@@ -216,7 +253,7 @@ class ScriptedRunner:
         is_fine = not self.faults.chunk(chunk)
         return self._compute(chunk, chunk.start, chunk.tokens, is_fine=is_fine) is not None
 
-    def _decode(self, row: Row) -> int | None:
+    def _decode(self, row: Row) -> _Answered | None:
         """Write a row and choose what follows; None when its numbers are not finite."""
         sampled_at, sampled = self._sampled.get(row.sequence, (_EMPTY - 1, _EMPTY))
         token = row.token
@@ -226,9 +263,21 @@ class ScriptedRunner:
         elif sampled_at == row.position - 1:
             _require(token == sampled, f"sequence {row.sequence} goes on with another token than was sampled")
         tokens = self._compute(row, row.position, (token,), is_fine=not self.faults.row(row))
-        following = None if tokens is None else self._next_token(tokens, row.seed)
-        self._sampled[row.sequence] = (row.position, 0 if following is None else following)
-        return following
+        answer = None if tokens is None else _Answered(self._choose(row, tokens), tokens)
+        self._sampled.pop(row.sequence, None)
+        if row.target is None:
+            self._sampled[row.sequence] = (row.position, 0 if answer is None else answer.token)
+        return answer
+
+    def _choose(self, row: Row, tokens: Sequence[int]) -> int:
+        """The next token, or where that may not be chosen, another one that the same chance decides."""
+        following = self._next_token(tokens, row.seed)
+        if row.mask is None and following not in row.banned_ids:
+            return following
+        candidates = range(_NUM_SCRIPTED) if row.mask is None else allowed_ids(row.mask)
+        allowed = [token for token in candidates if token not in row.banned_ids]
+        _require(len(allowed) > 0, f"sequence {row.sequence} may choose no token at all")
+        return allowed[crc32(array("Q", (*tokens, row.seed)).tobytes()) % len(allowed)]
 
     def _compute(self, work: Row | Chunk, start: int, tokens: Sequence[int], *, is_fine: bool) -> list[int] | None:
         """Write tokens, and read all up to them; None when the numbers are not finite."""
@@ -285,6 +334,32 @@ class ScriptedRunner:
         tally.num_copies += len(plan.copies)
         tally.num_wipes += len(plan.wipes)
         tally.max_rows = max(tally.max_rows, len(plan.rows))
+
+
+def _check_known(row: Row) -> None:
+    """What a row says of its sequence's tokens is true, and known where it matters."""
+    sampling = row.sampling
+    is_penalised = sampling.repetition_penalty is not None or sampling.presence_penalty or sampling.frequency_penalty
+    if row.token is None:
+        _require(row.mask is None and not is_penalised, f"sequence {row.sequence} runs ahead of what it must know")
+        return
+    if not row.tokens:
+        return
+    _require(row.tokens[row.position] == row.token, f"sequence {row.sequence} has another token than its row")
+    if row.target is not None:
+        _require(row.position + 1 < row.num_prompt, f"sequence {row.sequence} has no prompt at {row.position + 1}")
+        _require(row.tokens[row.position + 1] == row.target, f"sequence {row.sequence} goes on with another token")
+
+
+def _logprobs(rows: Sequence[Row], answers: Sequence[_Answered | None]) -> tuple[RowLogprobs | None, ...]:
+    if all(row.num_logprobs is None for row in rows):
+        return ()
+    return tuple(
+        None
+        if answer is None or row.num_logprobs is None
+        else scripted_logprobs(answer.after, answer.token if row.target is None else row.target, row.num_logprobs)
+        for row, answer in zip(rows, answers, strict=True)
+    )
 
 
 def _works(plan: Plan) -> list[Row | Chunk]:

@@ -6,7 +6,7 @@ Dialects keep their own tables; the rule and the translation of decoding errors 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 RawFields = dict[str, msgspec.Raw]
 
 _NULL = msgspec.Raw(b"null")
-_AT_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?$", re.DOTALL)
+_AT_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 _MAX_NAME_LENGTH = 64
 
 
@@ -54,6 +54,43 @@ def refuse_unknown(
         elif not any(_is_same(decode(bytes(raw), object), value) for value in no_ops.get(name, ())):
             raise _unsupported(inside + _printable(name), is_known=name in no_ops)
     return tuple(ignored)
+
+
+def read_object(raw: msgspec.Raw, place: str, *, max_bytes: int, max_depth: int) -> str:
+    """The JSON object in `raw` as text; it may also come as a string that holds it. InvalidRequest otherwise."""
+    value = decode(bytes(raw), object)
+    text = value if isinstance(value, str) else bytes(raw).decode()
+    if len(text.encode()) > max_bytes:
+        raise InvalidRequest(f"{place} is over the limit of {max_bytes} bytes.", hint="Make it smaller.", param=place)
+    if isinstance(value, str):
+        value = _decode_inside(text, place)
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{place} is no JSON object.", param=place)
+    if _is_deeper(value, max_depth):
+        raise InvalidRequest(f"{place} is nested deeper than {max_depth}.", hint="Make it flatter.", param=place)
+    return text
+
+
+def _decode_inside(text: str, place: str) -> object:
+    try:
+        return decode(text.encode(), object)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{place} is a string that holds no JSON.", param=place) from error
+
+
+def _is_deeper(value: object, max_depth: int) -> bool:
+    level = [value]
+    for _ in range(max_depth):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: object) -> Iterable[object]:
+    """The lists and objects right inside of one."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (each for each in inner if isinstance(each, dict | list))
 
 
 def _unsupported(name: str, *, is_known: bool) -> UnsupportedParameter:

@@ -20,7 +20,7 @@ from mlxm.frames import Delta, RequestEnded
 from mlxm.types import Sampling
 
 LENGTHS = (1, 5, 31, 32, 33, 64, 97)
-NUM_TOKENS = 24
+NUM_TOKENS = 14
 STEPS_BETWEEN_ARRIVALS = 3
 ODD_CHUNKS = SchedulerOptions(pace=PaceOptions(min_chunk_tokens=7, max_chunk_tokens=19))
 Prompts = Mapping[str, Sequence[int]]

@@ -8,9 +8,10 @@ from types import ModuleType
 import pytest
 
 from mlxm.device.choice import RunnerOptions, open_runner
-from mlxm.device.loader import LoadedModel, load
+from mlxm.device.loader import LoadedModel
 from mlxm.engine.plan import Runner
-from mlxm.testing import ARCHITECTURES, build_models
+from mlxm.testing import ARCHITECTURES
+from tests.device.driver import tiny
 from tests.device.parity.harness import LENGTHS, Prompts, Serving, answer_alone, random_prompts
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -31,21 +32,10 @@ def page_writer() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """A tiny model of each architecture."""
-    return build_models(ARCHITECTURES, tmp_path_factory.mktemp("architectures"))
-
-
-@pytest.fixture(scope="module")
 def rows() -> Mapping[str, str]:
     """The page's row of each architecture."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     return {line.split()[1]: line for line in lines if line.startswith("| ")}
-
-
-def load_quietly(folder: Path) -> LoadedModel:
-    """A model whose progress nobody watches."""
-    return load(folder, lambda _done, _total: None)
 
 
 def assert_serves(runner: Runner, loaded: LoadedModel, prompts: Prompts, expected: Mapping[str, list[int]]) -> None:
@@ -61,10 +51,10 @@ def assert_serves(runner: Runner, loaded: LoadedModel, prompts: Prompts, expecte
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_batch_answers_what_mlx_lm_answers_alone(
-    folders: Mapping[str, Path], page_writer: ModuleType, rows: Mapping[str, str], name: str
+    folder: Path, page_writer: ModuleType, rows: Mapping[str, str], name: str
 ) -> None:
     """For prompts around the edges of blocks, read by odd pieces, that join and leave; and the page says how."""
-    loaded = load_quietly(folders[name])
+    loaded = tiny(name, folder)
     support = page_writer.find_support(loaded)
     assert rows[name] == page_writer.write_row(name, support), "run: python docs/generate_architectures.py"
     prompts = random_prompts(LENGTHS)
@@ -77,11 +67,9 @@ def test_a_batch_answers_what_mlx_lm_answers_alone(
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_the_product_chooses_a_store_that_is_right(
-    folders: Mapping[str, Path], page_writer: ModuleType, name: str
-) -> None:
+def test_the_product_chooses_a_store_that_is_right(folder: Path, page_writer: ModuleType, name: str) -> None:
     """One of those that were all tried."""
-    loaded = load_quietly(folders[name])
+    loaded = tiny(name, folder)
     facts = open_runner(loaded, RunnerOptions()).facts
     assert facts.kind in page_writer.find_support(loaded).kinds
     assert facts.why

@@ -1,6 +1,5 @@
 """Too few blocks change when a sequence is computed, never what: it waits, gives way, is computed again, finds less."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -9,10 +8,10 @@ import pytest
 from mlxm.device.batch_build import ALONE_KIND, BATCHED_KIND
 from mlxm.device.batch_caches import BatchCacheRunner
 from mlxm.device.choice import RunnerOptions, open_runner
-from mlxm.device.loader import LoadedModel, load
+from mlxm.device.loader import LoadedModel
 from mlxm.device.sampler import Sampler
 from mlxm.engine.plan import Runner, RunnerFacts
-from mlxm.testing import ARCHITECTURES, build_models
+from tests.device.driver import tiny
 from tests.device.parity.harness import ODD_CHUNKS, Serving, answer_alone, random_prompts
 
 SHORTSIGHTED = msgspec.structs.replace(ODD_CHUNKS, expected_tokens=1)
@@ -31,12 +30,6 @@ STORES = {
 }
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Tiny models by architecture."""
-    return build_models({name: ARCHITECTURES[name] for name in STORES}, tmp_path_factory.mktemp("scarce"))
-
-
 def open_scarce(loaded: LoadedModel, kind: str) -> Runner:
     """A runner with few blocks; where they hold nothing, they are counted all the same."""
     if kind not in (BATCHED_KIND, ALONE_KIND):
@@ -48,9 +41,9 @@ def open_scarce(loaded: LoadedModel, kind: str) -> Runner:
 
 
 @pytest.mark.parametrize(("name", "kind"), STORES.items())
-def test_who_gives_way_goes_on_as_if_nothing_had_been(folders: Mapping[str, Path], name: str, kind: str) -> None:
+def test_who_gives_way_goes_on_as_if_nothing_had_been(folder: Path, name: str, kind: str) -> None:
     """With prefixes that are found, or were just evicted, in later passes."""
-    loaded = load(folders[name], lambda _done, _total: None)
+    loaded = tiny(name, folder)
     prompts = random_prompts(LENGTHS)
     expected = {request_id: answer_alone(loaded.model, prompt, NUM_TOKENS) for request_id, prompt in prompts.items()}
     serving = Serving(loaded, open_scarce(loaded, kind), SHORTSIGHTED)

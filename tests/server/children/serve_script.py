@@ -65,7 +65,7 @@ def main() -> int:
     manner, start_when = sys.argv[1], Path(sys.argv[2])
     try:
         is_finished = run_server(
-            lambda _: Telling(manner, start_when), load_settings(), lambda url: say(f"ready {url}")
+            lambda *_: Telling(manner, start_when), load_settings(), lambda url: say(f"ready {url}")
         )
     except MlxmError as error:
         say(f"{error.code}: {error.message}")

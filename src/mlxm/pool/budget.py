@@ -1,0 +1,139 @@
+"""How much memory models may take together, and how much one of them will take.
+
+A model's share is its weights, what computing takes, and a KV pool whose size is chosen here: as large as it can
+make use of while there is room, at least as large as one conversation needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mlxm.catalog.cache_shape import CacheShape
+from mlxm.catalog.characteristics import Characteristics, describe
+from mlxm.catalog.memory import kv_bytes
+from mlxm.errors import ModelBroken
+
+GB: Final = 1000**3
+_MIN_RESERVE_BYTES: Final = 4 * GB
+_MAX_RESERVE_BYTES: Final = 8 * GB
+_RESERVE_PARTS: Final = 5
+_PERCENT: Final = 100
+_USUAL_TOKENS: Final = 32_768
+"""Idle models go so that a conversation of this length finds room, and not for more."""
+_LEAST_TOKENS: Final = 4096
+"""With less room than for this a model is of no use."""
+_ROW_TOKENS: Final = 4096
+_CHUNK_TOKENS: Final = 512
+"""How much of a prompt is computed at once."""
+_LIVE_VALUES: Final = 16
+"""Bytes per token and hidden value while a prompt is computed, over what is kept anyway."""
+_UNKNOWN_CONTEXT: Final = 4096
+_UNKNOWN_TOKEN_BYTES: Final = 1 << 17
+_BLOCK_TOKENS: Final = 32
+
+
+class MemoryLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """What people allow: a percentage of the machine's memory or a number of bytes, and what stays with the system.
+
+    `reserve_bytes` None means a fifth of the machine, at least 4 GB and at most 8.
+    """
+
+    percent: float | None = 80.0
+    num_bytes: int | None = None
+    reserve_bytes: int | None = None
+
+    def of(self, total_bytes: int) -> int:
+        """The bytes that models may take on a machine of that size; what leaves the system too little is cut."""
+        most = total_bytes - self._reserve(total_bytes)
+        if self.num_bytes is not None:
+            return min(self.num_bytes, most)
+        percent = _PERCENT if self.percent is None else self.percent
+        return min(round(total_bytes * percent / _PERCENT), most)
+
+    def as_percent(self, total_bytes: int) -> float:
+        """The same limit as a percentage of the machine."""
+        return _PERCENT * self.of(total_bytes) / total_bytes
+
+    def _reserve(self, total_bytes: int) -> int:
+        """Half of a machine too small for the usual reserve is left to models."""
+        usual = min(max(total_bytes // _RESERVE_PARTS, _MIN_RESERVE_BYTES), _MAX_RESERVE_BYTES)
+        wanted = usual if self.reserve_bytes is None else self.reserve_bytes
+        return min(wanted, total_bytes - total_bytes // 2)
+
+
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes: `fixed_bytes` in any case, and for keys and values as much as it gets between two bounds.
+
+    Other models that nobody uses go for `usual_kv_bytes`.
+    """
+
+    fixed_bytes: int
+    least_kv_bytes: int = 0
+    usual_kv_bytes: int = 0
+    most_kv_bytes: int = 0
+
+    @property
+    def least_bytes(self) -> int:
+        """With less it cannot be loaded."""
+        return self.fixed_bytes + self.least_kv_bytes
+
+    @property
+    def usual_bytes(self) -> int:
+        """What is worth making room for."""
+        return self.fixed_bytes + self.usual_kv_bytes
+
+    def share_of(self, free_bytes: int, budget_bytes: int) -> int:
+        """What it gets where so much is free, at least what it needs: half of what its weights leave is for others."""
+        fair_bytes = self.fixed_bytes + max(self.usual_kv_bytes, (budget_bytes - self.fixed_bytes) // 2)
+        most = min(self.fixed_bytes + self.most_kv_bytes, fair_bytes, free_bytes)
+        return max(most, self.least_bytes)
+
+
+Estimate = Callable[[Path, "int | None"], Need]
+"""What the model in a folder needs; the second argument is a context that was asked for. May block."""
+
+
+class Estimator(msgspec.Struct, frozen=True, kw_only=True):
+    """Reads a model's files; `value_bits` is how wide the machine's stores keep keys and values."""
+
+    max_rows: int = 16
+    value_bits: int = 16
+
+    def __call__(self, folder: Path, context: int | None) -> Need:
+        """What the model needs. Files that cannot be understood need nothing: the worker will say what is wrong."""
+        try:
+            known = describe(folder)
+        except ModelBroken:
+            return Need(fixed_bytes=0)
+        weights = known.weights_bytes if known.weights_bytes is not None else known.size_bytes
+        fixed = (0 if weights is None else weights) + _working_bytes(known, weights)
+        least, usual, most = (self._kv_bytes(known.cache, tokens) for tokens in self._tokens(known, context))
+        return Need(fixed_bytes=fixed, least_kv_bytes=least, usual_kv_bytes=usual, most_kv_bytes=most)
+
+    def _tokens(self, known: Characteristics, context: int | None) -> tuple[int, int, int]:
+        """How many tokens there is to be room for: at least, usually, and at most."""
+        if context is not None:
+            return context, context, context
+        longest = _UNKNOWN_CONTEXT if known.context_length is None else known.context_length
+        most = max(longest, self.max_rows * min(longest, _ROW_TOKENS))
+        return min(longest, _LEAST_TOKENS), min(most, _USUAL_TOKENS), most
+
+    def _kv_bytes(self, cache: CacheShape | None, tokens: int) -> int:
+        """What so many tokens take, with a block that nobody uses and one that is never full."""
+        num_slots = (-(-tokens // _BLOCK_TOKENS) + 2) * _BLOCK_TOKENS
+        if cache is None:
+            return num_slots * _UNKNOWN_TOKEN_BYTES
+        in_blocks = msgspec.structs.replace(cache, window=None if cache.window is None else num_slots)
+        return kv_bytes(in_blocks, num_slots, kv_bits=self.value_bits)
+
+
+def _working_bytes(known: Characteristics, weights_bytes: int | None) -> int:
+    """What computing takes while a prompt is read."""
+    if known.hidden_size is None:
+        return 0 if weights_bytes is None else weights_bytes // _RESERVE_PARTS
+    logits = 0 if known.vocab_size is None else known.vocab_size * _LIVE_VALUES
+    return _CHUNK_TOKENS * known.hidden_size * _LIVE_VALUES + logits

@@ -1,0 +1,140 @@
+"""One request for text, whatever its dialect: from its bytes to the answer's, streamed or whole.
+
+A dialect is a function that reads the body and says what to ask the backend, and how to write what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request
+from litestar.response.base import ASGIResponse
+
+from mlxm.errors import Cancelled, MlxmError, Unavailable
+from mlxm.server.answer import Answer
+from mlxm.server.body import read_json_body
+from mlxm.server.entry import Entry
+from mlxm.server.errors import encode_error, guarded
+from mlxm.server.limits import Deadline
+from mlxm.server.request_id import request_id_of
+from mlxm.server.services import Services
+from mlxm.server.stream import ClientGone, TokenStream, unless_gone
+from mlxm.types import Backend, Ended, Event
+from mlxm.wire import sse
+
+IGNORED_HEADER = "x-mlxm-ignored"
+# A proxy that holds a stream back to compress or collect it would hold the tokens back.
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+Write = Callable[[Event], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request that was understood: what to ask, and how to write the answer."""
+
+    model: str
+    ignored: tuple[str, ...]
+    ask: Callable[[Backend], AsyncGenerator[Event, None]]
+    write_all: Callable[[Iterable[Event]], bytes]
+    writer: Callable[[], Write] | None
+    """Makes what writes each event of a stream; None when the answer is wanted whole."""
+
+
+Understand = Callable[[bytes, str], Question]
+"""Reads a body under its request's id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where a dialect is spoken, and how long its answers may take."""
+
+    path: str
+    dialect: str
+    deadline: Deadline
+
+
+class Exchange:
+    """One request, and what is known of it so far."""
+
+    def __init__(self, services: Services, request: Request[Any, Any, Any], route: Route) -> None:
+        self._services = services
+        self._request = request
+        self._route = route
+        self._request_id = request_id_of(request.scope)
+        self._entry = Entry(
+            services.trail,
+            services.log,
+            request_id=self._request_id,
+            endpoint=route.path,
+            dialect=route.dialect,
+        )
+
+    async def respond(self, understand: Understand) -> ASGIResponse:
+        """The whole answer, or the stream of it; whatever fails before the first byte is raised."""
+        try:
+            return await guarded(self._answer(understand), self._request_id, self._services.log)
+        except MlxmError as error:
+            await self._entry.close(error)
+            raise
+
+    async def _answer(self, understand: Understand) -> ASGIResponse:
+        self._services.live.admit(self._request_id, self._services.limits.max_requests)
+        question = understand(await read_json_body(self._request, self._services.limits), self._request_id)
+        self._entry.model = question.model
+        check_ready(self._services)
+        headers = {IGNORED_HEADER: ", ".join(question.ignored)} if question.ignored else {}
+        answer = Answer(self._services, question.ask(self._services.backend), self._entry, self._route.deadline)
+        if question.writer is None:
+            return await self._whole(answer, question, headers)
+        return await self._stream(answer, question.writer(), headers)
+
+    async def _whole(self, answer: Answer, question: Question, headers: dict[str, str]) -> ASGIResponse:
+        try:
+            events = await unless_gone(answer.take_all(), self._request.receive)
+        finally:
+            await answer.close()
+        await self._entry.close(None)
+        return ASGIResponse(body=question.write_all(events), headers=headers)
+
+    async def _stream(self, answer: Answer, write: Write, headers: dict[str, str]) -> ASGIResponse:
+        """A stream, begun when the first event is there or slow to come: until then an error has its own status."""
+        limits = self._services.limits
+        try:
+            first = await unless_gone(answer.take(limits.keep_alive_s), self._request.receive)
+        except BaseException:
+            await answer.close()
+            raise
+
+        async def finish(cut_short: Cancelled | None) -> None:
+            await answer.close()
+            await self._entry.close(ClientGone("The client left.") if cut_short is None else cut_short)
+
+        return TokenStream(
+            self._chunks(first, answer, write),
+            media_type=sse.MEDIA_TYPE,
+            headers={**STREAM_HEADERS, **headers},
+            send_timeout_s=limits.send_timeout_s,
+            finish=finish,
+        )
+
+    async def _chunks(self, events: list[Event], answer: Answer, write: Write) -> AsyncGenerator[bytes, None]:
+        """The stream's bytes; all events that wait together travel together."""
+        try:
+            while not (events and isinstance(events[-1], Ended)):
+                yield b"".join(map(write, events)) if events else sse.KEEP_ALIVE
+                events = await answer.take(self._services.limits.keep_alive_s)
+        except MlxmError as error:
+            await self._entry.close(error)
+            yield sse.event("error", encode_error(error, self._request_id))
+            return
+        await self._entry.close(None)
+        yield b"".join(map(write, events)) + sse.DONE
+
+
+def check_ready(services: Services) -> None:
+    """Raise Unavailable while requests are not served."""
+    if (reason := services.ready()) is not None:
+        raise Unavailable(f"The server is starting: {reason}", hint="Try again in a moment.")

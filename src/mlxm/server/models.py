@@ -1,0 +1,68 @@
+"""The models by name, and their tokens: `/v1/models`, `/tokenize` and `/detokenize`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
+from litestar.response import Response
+
+from mlxm.server.body import read_json_body
+from mlxm.server.exchange import check_ready
+from mlxm.server.openai import refuse_what_needs_families
+from mlxm.server.request_id import request_id_of
+from mlxm.server.services import Services
+from mlxm.types import ChatRequest, Models
+from mlxm.wire import openai_models
+from mlxm.wire.openai_models import Detokenized, Tokenized
+
+MODELS = "/v1/models"
+TOKENIZE = ("/tokenize", "/v1/tokenize")
+DETOKENIZE = ("/detokenize", "/v1/detokenize")
+_JSON = "application/json"
+
+
+def model_routes(services: Services) -> list[HTTPRouteHandler]:
+    """Every route about models; none for a backend that does not know which it has."""
+    if services.models is None:
+        return []
+    return [*_list_routes(services.models), *_token_routes(services, services.models)]
+
+
+def _list_routes(models: Models) -> list[HTTPRouteHandler]:
+    @get(MODELS)
+    async def list_models() -> Response[bytes]:
+        return Response(openai_models.model_list(await models.list_models()), media_type=_JSON)
+
+    @get(f"{MODELS}/{{model_id:path}}")
+    async def show_model(model_id: FromPath[str]) -> Response[bytes]:
+        return Response(openai_models.model(await models.find_model(model_id.removeprefix("/"))), media_type=_JSON)
+
+    return [list_models, show_model]
+
+
+def _token_routes(services: Services, models: Models) -> list[HTTPRouteHandler]:
+    @post(list(TOKENIZE), status_code=200)
+    async def tokenize(request: Request[Any, Any, Any]) -> Response[bytes]:
+        asked = openai_models.read_tokenize(await read_json_body(request, services.limits))
+        neutral = asked.to_request(request_id_of(request.scope))
+        if isinstance(neutral, ChatRequest) and not services.knows_tools:
+            refuse_what_needs_families(neutral)
+        check_ready(services)
+        encoded = await models.tokenize(neutral, is_bare=asked.is_bare)
+        return _json(Tokenized(count=len(encoded.ids), max_model_len=encoded.context_length, tokens=encoded.ids))
+
+    @post(list(DETOKENIZE), status_code=200)
+    async def detokenize(request: Request[Any, Any, Any]) -> Response[bytes]:
+        asked = openai_models.read_detokenize(await read_json_body(request, services.limits))
+        check_ready(services)
+        return _json(Detokenized(prompt=await models.detokenize(asked.model, asked.tokens)))
+
+    return [tokenize, detokenize]
+
+
+def _json(content: msgspec.Struct) -> Response[bytes]:
+    return Response(msgspec.json.encode(content), media_type=_JSON)
