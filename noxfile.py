@@ -26,10 +26,7 @@ UV = ENVIRONMENTS / "uv" / "bin" / "uv"
 UV_ENV = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "MACOSX_DEPLOYMENT_TARGET": "14.0"}
 PINNED = ("-c", "constraints.txt")
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
-UNFINISHED = {"engine"}  # its --quick does not end within a minute yet
-BENCHMARKS = sorted(
-    {path.stem for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text("utf-8")} - UNFINISHED
-)
+BENCHMARKS = sorted(path.stem for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text("utf-8"))
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 nox.options.sessions = ["lint", "types", "house", "tests", "wheel", "docs", "bench", "resolve"]

@@ -4,8 +4,11 @@
 
 Figures are seconds of this process's CPU time, on one BLAS thread, medians over rounds in which the contenders take
 turns; a ratio says how many times faster than the named contender this engine is. `limit` is what the ratio would be if
-only memory bandwidth and matrix products, as measured on this machine, took time. The gates take the larger model; with
---quick there is only the smaller one, with fewer rounds and shorter answers, and the gates take that.
+only memory bandwidth and matrix products, as measured on this machine, took time. Each contender runs as in real life:
+the peers with the kernels that mlx fuses on the CPU by default, this engine without them, as in a worker.
+
+The gates take the larger model. With --quick there is only the smaller one, with fewer rounds, shorter contexts and
+answers; the same values are then told beside their targets, and hold nothing up.
 """
 
 from __future__ import annotations

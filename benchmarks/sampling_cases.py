@@ -45,7 +45,7 @@ _MODEL = {
     "max_position_embeddings": 8192,
 }
 _STEEPNESS = 3.0
-"""Standard deviation of the logits: the 256 likeliest tokens hold three quarters of the probability."""
+"""Standard deviation of the logits: the 256 likeliest tokens hold two thirds of the probability."""
 _NUM_LOGITS = 4
 _GREEDY = Sampling(temperature=0.0)
 _WARM = Sampling(temperature=0.8)

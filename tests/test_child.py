@@ -27,9 +27,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(limited())
 
 
-async def start(
-    *acts: str, hello_timeout_s: float = 30.0, on_words: Callable[[str], None] | None = None
-) -> Child:
+async def start(*acts: str, hello_timeout_s: float = 30.0, on_words: Callable[[str], None] | None = None) -> Child:
     """A child with this script."""
     environ = os.environ | {"PYTHONPATH": str(CHILDREN)}
     return await Child.start(

@@ -24,7 +24,9 @@ from mlxm.errors import (
 )
 from mlxm.frames import Cancel, Delta, Fault, Generate, RequestEnded
 from mlxm.hub import Hub, HubSettings, _check_room, _events, _order
+from mlxm.pool.launch import Workers
 from mlxm.pool.pool import LocalModel
+from mlxm.pool.worker import Worker
 from mlxm.settings import Settings
 from mlxm.types import (
     ChatRequest,
@@ -127,7 +129,7 @@ def test_closing_a_chat_cancels_it(runner: asyncio.Runner, hub: Hub) -> None:
             with pytest.raises(Conflict):
                 await answer(hub, request("a"))
         await answer(hub, request("b"))
-        assert [model.num_leases for model in hub._pool.loaded()] == [0]
+        assert [model.in_use for model in hub._pool.models()] == [0]
 
     runner.run(test())
 
@@ -139,7 +141,7 @@ def test_a_killed_worker_is_reported_and_replaced(runner: asyncio.Runner, hub: H
         events = hub.chat(request("a", max_tokens=4000))
         while not isinstance(await anext(events), TextDelta):
             pass
-        os.kill(hub._pool.loaded()[0].pid, signal.SIGKILL)
+        os.kill(hub._pool.models()[0].pid or 0, signal.SIGKILL)
         with pytest.raises(WorkerDied, match="The worker of mlxm/tiny was ended by SIGKILL"):
             await _rest(events)
         assert isinstance((await answer(hub, request("b")))[-1], Ended)
@@ -240,8 +242,8 @@ def test_a_cancel_from_elsewhere_ends_a_chat(runner: asyncio.Runner, hub: Hub) -
     async def test() -> None:
         events = hub.chat(request("a", max_tokens=4000))
         await anext(events)
-        worker = next(iter(hub._pool._slots.values())).worker
-        assert worker is not None
+        worker = next(iter(hub._pool.slots())).worker
+        assert isinstance(worker, Worker)
         worker._child.send(Cancel(request_id="a", reason="told by a test"))
         with pytest.raises(Cancelled, match="told by a test"):
             await _rest(events)
@@ -276,7 +278,9 @@ def test_a_hub_whose_prep_cannot_start_says_why(tmp_path: Path, monkeypatch: pyt
 
 def test_workers_keep_what_they_compile_and_found_out_in_the_home(tmp_path: Path) -> None:
     """So that later ones need not do it again."""
-    options = Hub(HubSettings(home=tmp_path))._pool._options
+    launcher = Hub(HubSettings(home=tmp_path))._pool._parts.launcher
+    assert isinstance(launcher, Workers)
+    options = launcher.options
     assert options.scratch == tmp_path / "cache" / "worker"
     assert options.verdicts == tmp_path / "cache" / "kv-stores"
 

@@ -65,12 +65,14 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """Load the model in folder `path`; answered by LoadProgress*, then Loaded or LoadFailed.
 
-    `kv_bytes` is what keys and values may take, None leaves it to the worker. `verdicts` is the file in which it keeps
-    what it found out about stores for them.
+    `kv_bytes` is what keys and values may take, `cache_bytes` what may be kept of freed memory; None leaves it to the
+    worker. `verdicts` is the folder in which it
+    keeps what it found out about stores for them.
     """
 
     path: str
     kv_bytes: int | None = None
+    cache_bytes: int | None = None
     max_rows: int = 16
     verdicts: str | None = None
 
@@ -105,6 +107,16 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     reason: str
 
 
+class Shrink(msgspec.Struct, frozen=True, tag="shrink"):
+    """Give back the memory that is only kept for later."""
+
+
+class PrefillTurn(msgspec.Struct, frozen=True, tag="prefill_turn"):
+    """Whether it is this worker's turn to compute long prompts in large chunks; a turn taken away is given back."""
+
+    has_it: bool
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Leave now; the child exits with 0."""
 
@@ -132,12 +144,22 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     why: str = ""
     num_blocks: int = 0
     block_bytes: int = 0
+    kv_bytes: int = 0
+    """What keys and values will take at most; 0: nobody knows."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag="load_failed"):
     """The model cannot be used."""
 
     fault: Fault
+
+
+class PrefillAsked(msgspec.Struct, frozen=True, tag="prefill_asked"):
+    """There is a long prompt, and it is another worker's turn."""
+
+
+class PrefillGivenBack(msgspec.Struct, frozen=True, tag="prefill_given_back"):
+    """The turn is free for others."""
 
 
 class RequestStarted(msgspec.Struct, frozen=True, kw_only=True, tag="request_started"):
@@ -274,8 +296,8 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag="job_failed"):
     fault: Fault
 
 
-ToWorker = Load | Generate | Cancel | Shutdown
-FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step | Stats
+ToWorker = Load | Generate | Cancel | Shrink | PrefillTurn | Shutdown
+FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step | Stats | PrefillAsked | PrefillGivenBack
 ToPrep = Render | Encode | Decode | VetGrammar | Shutdown
 FromPrep = Hello | JobStarted | Tokens | Text | GrammarVetted | JobFailed
 

@@ -10,15 +10,32 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from mlxm.errors import Cancelled, ContextTooLong
+from mlxm.echo import Echo, Prompt
+from mlxm.errors import Cancelled, ContextTooLong, InvalidRequest
 from mlxm.frames import Delta, Fault, Generate, RequestEnded, RequestStarted
+from mlxm.hub_pool import PoolOrders, Reload, Wishes
+from mlxm.pool.budget import MemoryLimit
+from mlxm.pool.launch import Workers
+from mlxm.pool.ledger import LedgerFile
+from mlxm.pool.options import Parts, PoolOptions
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.prep import Prep, PrepLimits
 from mlxm.pool.stream import RequestEvent
 from mlxm.pool.worker import OnDeath, OnWords, WorkerOptions, ignore
 from mlxm.router import Router
-from mlxm.settings import Settings
-from mlxm.types import ChatRequest, ChoiceEnded, Ended, Event, Started, TextDelta
+from mlxm.settings import CONFIG_NAME, Settings, parse_bytes, parse_share
+from mlxm.types import (
+    AnswerOptions,
+    ChatRequest,
+    ChoiceEnded,
+    CompletionRequest,
+    Encoded,
+    Ended,
+    Event,
+    ModelInfo,
+    Started,
+    TextDelta,
+)
 
 if TYPE_CHECKING:
     from mlxm.downloads import Downloads
@@ -31,6 +48,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     home: Path
     prep: PrepLimits = PrepLimits()
     worker: WorkerOptions = WorkerOptions()
+    pool: Wishes = Wishes()
 
     @classmethod
     def of(cls, settings: Settings) -> HubSettings:
@@ -39,6 +57,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
             home=settings.home,
             prep=PrepLimits(timeout_s=settings.prep.timeout_s, memory_bytes=settings.prep.memory),
             worker=WorkerOptions(blas=settings.worker.blas, load_timeout_s=settings.worker.load_timeout_s),
+            pool=pool_wishes(settings),
         )
 
 
@@ -46,15 +65,26 @@ class Hub:
     """Answers chats with the models of this machine; `start` it before and `close` it after, or use `async with`.
 
     `on_death` is told of each process that dies, or cannot start, with its last words; `on_words` of every line that
-    a model's process writes on stderr.
+    a model's process writes on stderr. `reload` reads the settings anew, when their file has changed.
     """
 
-    def __init__(self, settings: HubSettings, on_death: OnDeath = ignore, on_words: OnWords = ignore) -> None:
+    def __init__(
+        self,
+        settings: HubSettings,
+        on_death: OnDeath = ignore,
+        on_words: OnWords = ignore,
+        reload: Reload | None = None,
+    ) -> None:
         cache = settings.home / "cache"
         worker = msgspec.structs.replace(settings.worker, scratch=cache / "worker", verdicts=cache / "kv-stores")
         self._router = Router(settings.home)
         self._prep = Prep(settings.prep, on_death)
-        self._pool = Pool(worker, on_death, on_words)
+        ledger = LedgerFile(settings.home)
+        parts = Parts(launcher=Workers(worker, on_death, on_words), ledger=ledger, on_trouble=on_death)
+        self._pool = Pool(settings.pool.options, parts)
+        self.orders = PoolOrders(self._pool, self._router, on_death)
+        self._settings = settings
+        self._reload = reload
         self._access: HubAccess | None = None
         self._opening_access = asyncio.Lock()
         self._unready: str | None = "mlxm is starting"
@@ -63,6 +93,7 @@ class Hub:
         """Start what requests will need; when some of it cannot, `ready` says so, and it is tried again."""
         await self._prep.start()
         await self._prep.tried()
+        self.orders.start(self._settings.pool, self._settings.home / CONFIG_NAME, self._reload)
         self._unready = None
 
     async def close(self) -> None:
@@ -70,6 +101,7 @@ class Hub:
         self._unready = "mlxm is stopping"
         if self._access is not None:
             await self._access.close()
+        await self.orders.close()
         await self._pool.close()
         await self._prep.close()
 
@@ -101,12 +133,94 @@ class Hub:
         `may_be_path` lets the model be a folder; it is for callers on this machine alone.
         """
         model = await self._router.resolve(request.model, may_be_path=may_be_path)
+        if request.grammar is not None:
+            await self._prep.vet(request.grammar)
         prompt_ids = await self._prep.render(model.folder, request.messages)
         _check_room(model, len(prompt_ids), request.max_tokens)
-        async with aclosing(self._pool.generate(model, _order(request, prompt_ids))) as frames:
+        async with aclosing(self._generate(model, _order(request, prompt_ids))) as events:
+            async for event in events:
+                yield event
+
+    async def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
+        """Go on with a prompt as it is: Started first, Ended last; closing it early cancels the request."""
+        model = await self._router.resolve(request.model)
+        if request.grammar is not None:
+            await self._prep.vet(request.grammar)
+        prompt = await self._read_prompt(model, request)
+        _check_room(model, len(prompt.ids), request.max_tokens, param="prompt")
+        echo = Echo(request, prompt)
+        async with aclosing(self._generate(model, echo.order(_order(request, prompt.ids)))) as events:
+            async for event in events:
+                for each in echo.see(event):
+                    yield each
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        """Every model that can be asked, by every name."""
+        return tuple(map(self._with_state, await asyncio.to_thread(self._router.listing)))
+
+    async def find_model(self, name: str) -> ModelInfo:
+        """The model of a name; raises ModelNotFound with near names, and ModelBroken."""
+        return self._with_state(await self._router.find(name))
+
+    async def tokenize(self, request: ChatRequest | CompletionRequest, *, is_bare: bool = False) -> Encoded:
+        """The tokens of a request's prompt; `is_bare` leaves out those that the tokenizer puts before a text."""
+        model = await self._router.resolve(request.model)
+        if isinstance(request, ChatRequest):
+            ids = await self._prep.render(model.folder, request.messages)
+        elif isinstance(request.prompt, str):
+            ids = await self._prep.encode(model.folder, request.prompt, suffix=request.suffix, is_bare=is_bare)
+        else:
+            ids = request.prompt
+        return Encoded(ids=ids, context_length=model.context_length)
+
+    async def detokenize(self, model: str, ids: tuple[int, ...]) -> str:
+        """The text of token ids; raises InvalidRequest for what is no token of the model."""
+        return await self._prep.decode((await self._router.resolve(model)).folder, ids)
+
+    async def _generate(self, model: LocalModel, order: Generate) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._pool.generate(model, order)) as frames:
             async for frame in frames:
-                for event in _events(frame, len(prompt_ids)):
+                for event in _events(frame, len(order.prompt_ids)):
                     yield event
+
+    async def _read_prompt(self, model: LocalModel, request: CompletionRequest) -> Prompt:
+        """The prompt as ids and as text; ids that came as such are looked at before they reach the model."""
+        if isinstance(request.prompt, str):
+            ids = await self._prep.encode(model.folder, request.prompt, suffix=request.suffix)
+            if not ids:
+                raise InvalidRequest("The prompt is empty.", param="prompt")
+            return Prompt(ids=ids, text=request.prompt)
+        if request.suffix is not None:
+            raise InvalidRequest("suffix goes with a prompt that is a text.", param="suffix")
+        try:
+            text = await self._prep.decode(model.folder, request.prompt)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, param="prompt") from error
+        return Prompt(ids=request.prompt, text=text)
+
+    def _with_state(self, info: ModelInfo) -> ModelInfo:
+        root = info.name if info.target is None else info.target
+        loaded = {status.model for status in self._pool.models() if status.state == "ready"}
+        return msgspec.structs.replace(info, is_loaded=root in loaded)
+
+
+def pool_wishes(settings: Settings) -> Wishes:
+    """The pool's part of all settings."""
+    models = settings.models
+    percent, num_bytes = parse_share(settings.memory.budget)
+    reserve = settings.memory.reserve
+    options = PoolOptions(
+        memory=MemoryLimit(
+            percent=percent, num_bytes=num_bytes, reserve_bytes=None if reserve == "auto" else parse_bytes(reserve)
+        ),
+        max_models=models.max if models.max > 0 else None,
+        policy=models.policy,
+        keep_alive_s=models.keep_alive_s if models.keep_alive_s > 0 else None,
+        has_spare=settings.worker.spare,
+        queue_s=models.queue_s,
+        max_queued=models.max_queued,
+    )
+    return Wishes(options=options, preload=models.preload)
 
 
 def _open_access() -> HubAccess:
@@ -115,7 +229,7 @@ def _open_access() -> HubAccess:
     return HubAccess.open()
 
 
-def _order(request: ChatRequest, prompt_ids: tuple[int, ...]) -> Generate:
+def _order(request: AnswerOptions, prompt_ids: tuple[int, ...]) -> Generate:
     return Generate(
         request_id=request.request_id,
         prompt_ids=prompt_ids,
@@ -130,7 +244,7 @@ def _order(request: ChatRequest, prompt_ids: tuple[int, ...]) -> Generate:
     )
 
 
-def _check_room(model: LocalModel, num_prompt: int, max_tokens: int | None) -> None:
+def _check_room(model: LocalModel, num_prompt: int, max_tokens: int | None, *, param: str = "messages") -> None:
     """Refuse what the context cannot hold before a worker is asked; it knows best how much else there is room for."""
     asked = 1 if max_tokens is None else max_tokens
     if model.context_length is not None and num_prompt + asked > model.context_length:
@@ -139,7 +253,7 @@ def _check_room(model: LocalModel, num_prompt: int, max_tokens: int | None) -> N
             f"The prompt has {num_prompt} tokens{wanted}, but the context of {model.name} holds "
             f"{model.context_length}.",
             hint="Shorten the conversation or lower max_tokens.",
-            param="messages",
+            param=param,
         )
 
 

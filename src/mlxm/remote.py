@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
 from mlxm.downloads.job import Progress
 from mlxm.errors import BY_CODE, InternalError, MlxmError, ServerUnreachable
+from mlxm.pool.status import ModelStatus, PoolStatus
 from mlxm.store.control import UNIX_SCHEME, Control, read_control
 
 T = TypeVar("T")
 
 _DOWNLOADS: Final = "/manage/downloads"
+_POOL: Final = "/manage/pool"
 _TIMEOUT_S: Final = 30.0
 _CREATED: Final = 201
 
@@ -82,9 +85,30 @@ class Remote:
         """Start a download again that failed or was cancelled."""
         return _decode(self._ask("POST", f"{_DOWNLOADS}/{job_id}"), Progress)
 
-    def _ask(self, method: str, path: str, json: Any = None) -> httpx.Response:
+    def pool(self) -> PoolStatus:
+        """Which models are loaded."""
+        return _decode(self._ask("GET", _POOL), PoolStatus)
+
+    def model(self, name: str) -> ModelStatus:
+        """How one model stands in the pool; NotFound."""
+        return _decode(self._ask("GET", _place(name)), ModelStatus)
+
+    def load(self, name: str, *, pin: bool = False, ttl_s: float | None = None, ctx: int | None = None) -> ModelStatus:
+        """Have the server begin to load a model."""
+        return _decode(self._ask("POST", _place(name), {"pin": pin, "ttl_s": ttl_s, "ctx": ctx}), ModelStatus)
+
+    def restart(self, name: str, *, now: bool = False) -> ModelStatus:
+        """Have the server replace a model's process."""
+        return _decode(self._ask("POST", _place(name), {"restart": True, "now": now}), ModelStatus)
+
+    def unload(self, name: str | None, *, now: bool = False) -> PoolStatus:
+        """Have a model go, or all of them, and wait for that as long as requests are answered."""
+        path = _POOL if name is None else _place(name)
+        return _decode(self._ask("DELETE", f"{path}?now={'true' if now else 'false'}", timeout_s=None), PoolStatus)
+
+    def _ask(self, method: str, path: str, json: Any = None, *, timeout_s: float | None = _TIMEOUT_S) -> httpx.Response:
         try:
-            answer = self._client.request(method, path, json=json)
+            answer = self._client.request(method, path, json=json, timeout=timeout_s)
         except httpx.HTTPError as error:
             raise ServerUnreachable(
                 f"The server at {self.url} does not answer: {error}.", hint="Look at its log, or start it again."
@@ -92,6 +116,10 @@ class Remote:
         if answer.is_success:
             return answer
         raise _error_of(answer)
+
+
+def _place(name: str) -> str:
+    return f"{_POOL}/{quote(name)}"
 
 
 def find_server(home: Path) -> Remote | None:

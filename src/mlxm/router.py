@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
+
 from mlxm.checkpoint.names import nearest
 from mlxm.engine.model_files import read_model_config
 from mlxm.errors import InvalidRequest, ModelBroken, ModelNotFound
 from mlxm.pool.pool import LocalModel
 from mlxm.shelf import Shelf
 from mlxm.tiny import BUILTIN_NAME, build_builtin
+from mlxm.types import ModelInfo
 
 _PATH_STARTS = ("/", "./", "../")
 _MAX_LISTED = 5
@@ -30,6 +33,20 @@ class Router:
     def names(self) -> tuple[str, ...]:
         """Every name that can be asked for. Blocks."""
         return tuple(dict.fromkeys((*self._shelf.names(), BUILTIN_NAME)))
+
+    def listing(self) -> tuple[ModelInfo, ...]:
+        """Every model that can be run, under each of its names. Blocks."""
+        ready = [found for found in self._shelf.scan().models if found.state == "ready" and found.runnable]
+        models = [*(_model(found.id, found.path) for found in ready if found.id != BUILTIN_NAME), self._built_in()]
+        infos = {model.name: _info(model.name, model) for model in models}
+        for alias, target in self._shelf.aliases().items():
+            if target in infos:
+                infos.setdefault(alias, msgspec.structs.replace(infos[target], name=alias, target=target))
+        return tuple(infos[name] for name in sorted(infos, key=str.casefold))
+
+    async def find(self, name: str) -> ModelInfo:
+        """What is known of the model of a name; raises what `resolve` raises."""
+        return _info(name, await self.resolve(name))
 
     async def resolve(self, name: str, *, may_be_path: bool = False) -> LocalModel:
         """The model of a name; raises ModelNotFound, or ModelBroken when it cannot be run.
@@ -75,3 +92,12 @@ class Router:
 
 def _model(name: str, folder: Path) -> LocalModel:
     return LocalModel(name=name, folder=folder, context_length=read_model_config(folder).context_length)
+
+
+def _info(name: str, model: LocalModel) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        target=None if name == model.name else model.name,
+        created_s=int((model.folder / "config.json").stat().st_mtime),
+        context_length=model.context_length,
+    )

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,9 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
+import httpx
 import pytest
 
+from mlxm.cli.detach import failure_of
 from mlxm.cli.serve import announce
+from mlxm.remote import Remote, find_server
+from mlxm.server.listen import open_unix_listener
+from mlxm.settings import home_folder
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 BOUND_S = 60
@@ -32,6 +38,13 @@ def serving(*args: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def running_server() -> Remote:
+    """The running server, as other commands find it."""
+    remote = find_server(home_folder())
+    assert remote is not None
+    return remote
 
 
 def test_says_where_it_is_and_how_to_use_it(user_home: Path) -> None:
@@ -104,3 +117,80 @@ def test_values_that_are_not_allowed(run_mlxm: Run, args: tuple[str, ...]) -> No
     result = run_mlxm("serve", *args)
     assert result.returncode in (2, 3)
     assert "error:" in result.stderr
+
+
+def test_a_socket_instead_of_a_port(user_home: Path) -> None:
+    """For this user alone; the pasted line works as it is, and the path is gone afterwards."""
+    path = user_home / "s.sock"
+    with serving("--uds", str(path), cwd=user_home) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().split()[-1] == f"unix:{path}"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
+            assert client.get("/ready").status_code == 200
+        with running_server() as remote:
+            assert remote.downloads() == ()
+        server.send_signal(signal.SIGTERM)
+        rest = server.stdout.read()
+        assert server.wait(BOUND_S) == 0
+    assert f"curl --unix-socket {path} http://localhost/v1/chat/completions" in rest
+    assert "export" not in rest
+    assert not path.exists()
+
+
+def test_a_socket_that_somebody_has(run_mlxm: Run, tmp_path: Path) -> None:
+    """Or that cannot be one; what a killed server left is taken over."""
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as holder:
+        holder.bind(str(path))
+        holder.listen()
+        assert run_mlxm("serve", "--uds", str(path)).returncode == 69
+    open_unix_listener(path).close()
+    path.unlink()
+    path.write_text("no socket")
+    for wrong in (path, tmp_path / "absent" / "s.sock", tmp_path / ("x" * 200)):
+        result = run_mlxm("serve", "--uds", str(wrong))
+        assert result.returncode == 3
+        assert "hint:" in result.stderr
+
+
+def test_in_the_background(run_mlxm: Run, is_gone: Callable[[int, float], bool]) -> None:
+    """The command ends when the server is ready; the server goes on until it is told to stop."""
+    result = run_mlxm("serve", "--detach", "--port", "0", "--json")
+    assert result.returncode == 0, result.stderr
+    started = json.loads(result.stdout)
+    try:
+        with urlopen(f"{started['url']}/ready", timeout=BOUND_S) as response:
+            assert response.status == 200
+        second = run_mlxm("serve", "--detach", "--port", "0")
+        assert second.returncode == 75
+        assert str(started["pid"]) in second.stderr
+    finally:
+        os.kill(started["pid"], signal.SIGTERM)
+    assert is_gone(started["pid"], BOUND_S)
+    assert stat.S_IMODE(Path(started["log"]).stat().st_mode) == 0o600
+
+
+def test_in_the_background_for_people(run_mlxm: Run, is_gone: Callable[[int, float], bool]) -> None:
+    """The same lines to paste, and how to stop it."""
+    result = run_mlxm("serve", "--detach", "--port=0")
+    pid = int(result.stderr.split("kill ")[1].split()[0])
+    os.kill(pid, signal.SIGTERM)
+    assert "OPENAI_BASE_URL=" in result.stdout
+    assert is_gone(pid, BOUND_S)
+
+
+def test_what_the_background_cannot_start_for_is_told(run_mlxm: Run) -> None:
+    """As if it had been in the foreground."""
+    result = run_mlxm("serve", "--detach", "--host", "0.0.0.0")  # noqa: S104  # refused
+    assert result.returncode == 78
+    assert "hint:" in result.stderr
+    assert run_mlxm("serve", "--detach", "--port", "70000").returncode == 3
+
+
+def test_a_server_without_last_words_is_told_as_well(tmp_path: Path) -> None:
+    """Its log may say more."""
+    log = tmp_path / "serve.log"
+    log.write_text('an old line\n{"error": {"code": "port_in_use", "message": "old"}}\nnonsense\n')
+    error = failure_of(log, log.read_text().index("nonsense"))
+    assert str(log) in str(error.hint)

@@ -71,6 +71,13 @@ def test_the_fastest_that_is_right_is_taken(folder: Path, monkeypatch: pytest.Mo
     assert open_tiny(folder, "llama").kind == rows.KIND
 
 
+def test_what_was_not_tried_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For want of time."""
+    monkeypatch.setattr("mlxm.device.reference._LONGEST_S", 0.0)
+    why = open_tiny(folder, "gpt_oss").why
+    assert why.endswith("; not tried, for time: leaving the window of 16 tokens, sharing prefixes")
+
+
 @pytest.mark.parametrize("fault", [LateRows, MixedRows])
 def test_a_store_that_is_wrong_is_not_taken(
     folder: Path, monkeypatch: pytest.MonkeyPatch, fault: type[LateRows] | type[MixedRows]

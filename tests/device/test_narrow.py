@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 from mlx import nn
@@ -9,7 +11,7 @@ from tests.device.driver import tiny
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "granite", "cohere", "gemma3n", "gpt2"])
-def test_the_first_tokens_get_the_logits_that_they_get_among_all(architecture: str, folder) -> None:
+def test_the_first_tokens_get_the_logits_that_they_get_among_all(architecture: str, folder: Path) -> None:
     """Whatever the head does after the body: tied or not, scaled, capped, inside of a wrapper."""
     model = tiny(architecture, folder).model
     tokens = mx.array([[300], [301], [302], [303]])
@@ -19,7 +21,7 @@ def test_the_first_tokens_get_the_logits_that_they_get_among_all(architecture: s
     assert mx.allclose(expected, found, atol=1e-5)
 
 
-def test_the_model_stays_as_it_is(folder) -> None:
+def test_the_model_stays_as_it_is(folder: Path) -> None:
     """It gives all logits afterwards as before."""
     model = tiny("llama", folder).model
     Narrowed(model)(1, mx.array([[300], [301]]), make_prompt_cache(model))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ ARCHITECTURES = [
 
 @pytest.mark.parametrize("joins", [True, False], ids=["one forward", "two forwards"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tokens_are_those_of_mlx_lm(architecture: str, joins: bool, folder) -> None:  # noqa: FBT001
+def test_tokens_are_those_of_mlx_lm(architecture: str, joins: bool, folder: Path) -> None:  # noqa: FBT001
     """For prompts around the edges of blocks, in chunks of odd sizes, joining and leaving each other."""
     model = tiny(architecture, folder).model
     player = Player(make_runner(PagedStore(model, read_shapes(model), 120, joins=joins)))
@@ -39,7 +41,7 @@ def test_tokens_are_those_of_mlx_lm(architecture: str, joins: bool, folder) -> N
         assert answer_alone(model, prompt(length), NUM_TOKENS - length % 7) == each.answer
 
 
-def test_prefix_blocks_are_shared(folder) -> None:
+def test_prefix_blocks_are_shared(folder: Path) -> None:
     """Sequences that begin alike look at the same blocks, many of them at once, and each goes its own way."""
     model = tiny("llama", folder).model
     player = Player(make_runner(make_store(PagedStore, model)))
@@ -55,7 +57,7 @@ def test_prefix_blocks_are_shared(folder) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
-def test_a_copied_block_parts_from_its_source(architecture: str, folder) -> None:
+def test_a_copied_block_parts_from_its_source(architecture: str, folder: Path) -> None:
     """A fork writes to a copy made in the same step, and its parent's tokens stay what they are."""
     model = tiny(architecture, folder).model
     player = Player(make_runner(make_store(PagedStore, model)))
@@ -71,7 +73,7 @@ def test_a_copied_block_parts_from_its_source(architecture: str, folder) -> None
     assert answer_alone(model, other, NUM_TOKENS) == fork.answer
 
 
-def test_several_rows_of_one_sequence_see_each_other(folder) -> None:
+def test_several_rows_of_one_sequence_see_each_other(folder: Path) -> None:
     """Rows at consecutive positions give in one step what they give one after the other."""
     model = tiny("llama_sliding", folder).model
     store = make_store(PagedStore, model)
@@ -86,7 +88,7 @@ def test_several_rows_of_one_sequence_see_each_other(folder) -> None:
     assert [answer_alone(model, tokens[: place + 1], 1)[0] for place in range(30, 45)] == found
 
 
-def test_wiped_blocks_are_zero(folder) -> None:
+def test_wiped_blocks_are_zero(folder: Path) -> None:
     """In every layer, and no other block is."""
     model = tiny("llama", folder).model
     store = make_store(PagedStore, model)
@@ -98,7 +100,7 @@ def test_wiped_blocks_are_zero(folder) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
-def test_broken_numbers_stay_with_their_sequence(architecture: str, folder) -> None:
+def test_broken_numbers_stay_with_their_sequence(architecture: str, folder: Path) -> None:
     """A token whose embedding is not finite fails its row or chunk; all others get the same tokens as before.
 
     Blocks that the broken sequence leaves behind do no harm to whoever gets them next.
@@ -127,7 +129,7 @@ def test_broken_numbers_stay_with_their_sequence(architecture: str, folder) -> N
     assert expected == [each.answer for each in (*fine, heir)]
 
 
-def test_a_decode_step_copies_no_pool(folder) -> None:
+def test_a_decode_step_copies_no_pool(folder: Path) -> None:
     """The memory of a step is a small part of the pool: writes are made in place."""
     model = tiny("llama", folder).model
     player = Player(make_runner(PagedStore(model, read_shapes(model), 4000)))
@@ -145,7 +147,7 @@ def test_a_decode_step_copies_no_pool(folder) -> None:
     assert mx.get_peak_memory() - before < pool_bytes / 50
 
 
-def test_a_chunk_copies_no_pool(folder) -> None:
+def test_a_chunk_copies_no_pool(folder: Path) -> None:
     """Nor do a copied or a wiped block."""
     model = tiny("llama", folder).model
     player = Player(make_runner(PagedStore(model, read_shapes(model), 4000)))
@@ -158,7 +160,7 @@ def test_a_chunk_copies_no_pool(folder) -> None:
     assert mx.get_peak_memory() - before < pool_bytes / 20
 
 
-def test_what_a_model_must_not_do_with_its_mask_is_refused(folder) -> None:
+def test_what_a_model_must_not_do_with_its_mask_is_refused(folder: Path) -> None:
     """Models that compute with their mask, or bring one of their own, are no candidates."""
     model = tiny("llama", folder).model
     store = PagedStore(model, read_shapes(model), 10)
@@ -171,13 +173,13 @@ def test_what_a_model_must_not_do_with_its_mask_is_refused(folder) -> None:
         layer.finite_chunks(store._scope.batch)
 
 
-def test_its_kind_says_how_it_reads(folder) -> None:
+def test_its_kind_says_how_it_reads(folder: Path) -> None:
     """So that people can be told."""
     model = tiny("llama", folder).model
     assert make_store(PagedStore, model, 4).kind == KIND
 
 
-def test_a_row_depends_on_nobody(folder) -> None:
+def test_a_row_depends_on_nobody(folder: Path) -> None:
     """Its logits are the same to rounding alone, among others, and beside chunks."""
     model = tiny("qwen3", folder).model
     store = make_store(PagedStore, model)

@@ -1,4 +1,5 @@
 from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -26,7 +27,7 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize(("architecture", "mask_axes"), ARCHITECTURES)
-def test_tokens_are_those_of_mlx_lm(architecture: str, mask_axes: int, folder) -> None:
+def test_tokens_are_those_of_mlx_lm(architecture: str, mask_axes: int, folder: Path) -> None:
     """For prompts around the edges of blocks, in chunks of odd sizes, joining and leaving each other."""
     model = tiny(architecture, folder).model
     player = Player(make_runner(make_store(partial(RowsStore, mask_axes=mask_axes), model)))
@@ -39,7 +40,7 @@ def test_tokens_are_those_of_mlx_lm(architecture: str, mask_axes: int, folder) -
         assert answer_alone(model, prompt(length), NUM_TOKENS) == each.answer
 
 
-def test_prefixes_and_copies_work_as_in_any_store(folder) -> None:
+def test_prefixes_and_copies_work_as_in_any_store(folder: Path) -> None:
     """Two sequences over the same first block, one of which writes to a copy of the second."""
     model = tiny("gemma2", folder).model
     player = Player(make_runner(make_store(partial(RowsStore, mask_axes=5), model)))
@@ -55,7 +56,7 @@ def test_prefixes_and_copies_work_as_in_any_store(folder) -> None:
     assert answer_alone(model, other, NUM_TOKENS) == fork.answer
 
 
-def test_broken_numbers_stay_with_their_sequence(folder) -> None:
+def test_broken_numbers_stay_with_their_sequence(folder: Path) -> None:
     """Also among chunks that are padded to one length."""
     model = tiny("stablelm", folder).model
     embedding = model.model.embed_tokens
@@ -100,7 +101,7 @@ def test_a_window_gathers_its_own_blocks_only() -> None:
     assert seen.sum(-1).reshape(-1).tolist() == [16, 16]
 
 
-def test_keys_are_not_read_before_they_are_written(folder) -> None:
+def test_keys_are_not_read_before_they_are_written(folder: Path) -> None:
     """Nor is a model believed whose last cache stays unused."""
     model = tiny("llama", folder).model
     store = RowsStore(model, read_shapes(model), 4)
@@ -109,3 +110,21 @@ def test_keys_are_not_read_before_they_are_written(folder) -> None:
         layer.keys_and_values()
     with pytest.raises(InternalError, match="does not use its last cache"):
         layer.are_finite(np.array([1]))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+def test_a_step_copies_what_it_reads_and_no_pool(architecture: str, folder: Path) -> None:
+    """The memory of a step is a small part of the pool: writes are made in place."""
+    model = tiny(architecture, folder).model
+    player = Player(make_runner(RowsStore(model, read_shapes(model), 4000)))
+    for length in (40, 100, 300):
+        player.begin(prompt(length), 30)
+    while any(each.done < each.num_prompt for each in player.playing):
+        player.step((512,))
+    player.step()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    for _ in range(3):
+        player.step()
+    pool_bytes = 4000 * player.runner.facts.block_bytes
+    assert mx.get_peak_memory() - before < pool_bytes / 25

@@ -18,7 +18,7 @@ from mlxm.device.rows import RowsStore
 from mlxm.device.selfcheck import ahead_pays, blocks_needed, find_fault, time_rows, timing_blocks
 from mlxm.engine.plan import Row
 from tests.device.driver import tiny, tiny_folders
-from tests.device.faulty import FAULTS, STORES, FaultyStore, MakeStore, planted, with_windows
+from tests.device.faulty import FAULTS, STORES, FaultyStore, MakeStore, MixedRows, planted, with_windows
 
 VOCAB_SIZE = 1000
 FIVE_AXES = partial(RowsStore, mask_axes=5)
@@ -105,6 +105,19 @@ def test_half_precision_is_judged_by_its_own_measure(folder: Path) -> None:
         assert find_fault(make(model, shapes, blocks_needed(reference)), reference) is None
         planted_window = with_windows(make, None)
         assert find_fault(planted_window(model, shapes, blocks_needed(reference)), reference) is not None
+
+
+@pytest.mark.parametrize(("architecture", "make"), [("phi", RowsStore), ("gemma2", FIVE_AXES)])
+def test_half_precision_is_judged_where_attention_is_the_models_own(
+    architecture: str, make: MakeStore, folder: Path
+) -> None:
+    """What rounding does there is seen as far as it can be."""
+    model, _ = load_model(tiny_folders(folder)[architecture])
+    model.set_dtype(mx.float16)
+    shapes = read_shapes(model)
+    reference = compute_reference(model, shapes, VOCAB_SIZE)
+    assert find_fault(make(model, shapes, blocks_needed(reference)), reference) is None
+    assert find_fault(planted(MixedRows, make)(model, shapes, blocks_needed(reference)), reference) is not None
 
 
 def test_what_takes_too_long_is_left_out_and_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,29 @@ def test_stream_says_the_same(client: openai.OpenAI) -> None:
     assert [chunk.choices[0].delta.role for chunk in chunks[:2]] == ["assistant", None]
 
 
+def test_what_was_read_before_is_not_read_again(client: openai.OpenAI) -> None:
+    """The second time a prompt comes, its whole blocks are known, it is said so, and the answer is the same."""
+    long: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Read this once. " * 40}]
+    first, second = (ask(client, messages=long, temperature=0) for _ in range(2))
+    cached = [answer.usage.prompt_tokens_details.cached_tokens for answer in (first, second)]
+    num_tokens = first.usage.prompt_tokens
+    assert cached == [0, (num_tokens - 1) // 32 * 32]
+    assert cached[1] > 32
+    assert second.choices[0].message.content == first.choices[0].message.content
+
+
+def test_several_choices(client: openai.OpenAI) -> None:
+    """Each goes its own way, the first one as if it were alone; the prompt is counted once."""
+    alone = ask(client, temperature=0.9)
+    answer = ask(client, temperature=0.9, n=3)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert texts[0] == alone.choices[0].message.content
+    assert len(set(texts)) == 3
+    assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
+    assert answer.usage.completion_tokens > alone.usage.completion_tokens
+
+
 def test_stop_cuts_the_answer(client: openai.OpenAI) -> None:
     """The text ends before the stop string."""
     whole = ask(client, temperature=0).choices[0].message.content
@@ -103,7 +126,7 @@ def test_abandoned_whole_answer_stops_too(server: ServerProcess) -> None:
         ({"model": "no/such"}, openai.NotFoundError, 404, "model_not_found", "model"),
         ({"temperature": 5}, openai.BadRequestError, 400, "invalid_request", "temperature"),
         ({"max_tokens": 0}, openai.BadRequestError, 400, "invalid_request", "max_tokens"),
-        ({"n": 2}, openai.BadRequestError, 400, "unsupported_parameter", "n"),
+        ({"n": 0}, openai.BadRequestError, 400, "invalid_request", "n"),
         ({"extra_body": {"typo": 1}}, openai.BadRequestError, 400, "unsupported_parameter", "typo"),
         ({"messages": []}, openai.BadRequestError, 400, "invalid_request", "messages"),
         ({"max_tokens": 10**9}, openai.BadRequestError, 400, "context_length_exceeded", "messages"),

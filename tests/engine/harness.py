@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models
 
 from mlxm.engine.blocks import BlockPool
 from mlxm.engine.engine import Engine, EngineOptions, Event
+from mlxm.engine.guide import Grammars
 from mlxm.engine.output import Detokenizer
 from mlxm.engine.pace import PaceOptions
 from mlxm.engine.request import Order, seed_of
 from mlxm.engine.scheduler import SchedulerOptions
 from mlxm.frames import Delta, RequestEnded, RequestStarted
 from mlxm.testing.runner import Costs, IllegalPlan, ManualClock, ScriptedRunner, facts_of, scripted_token
+from mlxm.tiny import tokenizer
+from mlxm.tiny.families import FAMILIES
 
 VOCAB_SIZE = 256
 SEED = 7
@@ -30,9 +34,26 @@ def character(token_id: int) -> str:
 @cache
 def detokenizer() -> Detokenizer:
     """From tokens to characters."""
-    tokenizer = Tokenizer(models.WordLevel({character(token_id): token_id for token_id in range(VOCAB_SIZE)}, "a"))
-    tokenizer.decoder = decoders.Fuse()
-    return Detokenizer(tokenizer)
+    words = Tokenizer(models.WordLevel({character(token_id): token_id for token_id in range(VOCAB_SIZE)}, "a"))
+    words.decoder = decoders.Fuse()
+    return Detokenizer(words)
+
+
+class Grammatical(NamedTuple):
+    """A tiny model's tokenizer, and what follows grammars by it."""
+
+    detokenizer: Detokenizer
+    grammars: Grammars
+    stop_ids: frozenset[int]
+
+    @classmethod
+    def of(cls, name: str = "chatml") -> Grammatical:
+        """That of a family."""
+        family = FAMILIES[name]
+        detokenizer = Detokenizer(Tokenizer.from_str(json.dumps(tokenizer.tokenizer_data(family))))
+        stop_ids = frozenset(tokenizer.eos_ids(family))
+        grammars = Grammars(detokenizer.to_json, vocab_size=tokenizer.VOCAB_SIZE, stop_ids=stop_ids)
+        return cls(detokenizer, grammars, stop_ids)
 
 
 def scripted(
@@ -79,6 +100,7 @@ class Harness:
         options: SchedulerOptions | None = None,
         pace: PaceOptions | None = None,
         next_token: Callable[[Sequence[int], int], int] = scripted_token,
+        model: Grammatical | None = None,
         **facts: Any,
     ) -> None:
         self.clock = ManualClock(100.0)
@@ -86,8 +108,13 @@ class Harness:
         scheduling = SchedulerOptions(pace=pace or PaceOptions()) if options is None else options
         self.engine = Engine(
             self.runner,
-            detokenizer(),
-            EngineOptions(vocab_size=VOCAB_SIZE, context_length=context_length, scheduler=scheduling),
+            detokenizer() if model is None else model.detokenizer,
+            EngineOptions(
+                vocab_size=VOCAB_SIZE if model is None else tokenizer.VOCAB_SIZE,
+                context_length=context_length,
+                scheduler=scheduling,
+            ),
+            grammars=None if model is None else model.grammars,
             clock=self.clock,
             draw_seed=lambda: SEED,
         )

@@ -214,3 +214,58 @@ def test_a_stop_string_that_ends_at_the_limit_is_a_stop() -> None:
     stopped = answer(stops=("\ufffd",), max_tokens=1)
     piece = stopped.add(ids_of("é")[0])
     assert (piece.text, piece.finish_reason) == ("", "stop")
+
+
+# ── raw bytes ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_byte_level_token_has_its_bytes() -> None:
+    """Parts of characters as well, and added tokens as they are written."""
+    detokenizer = Detokenizer(BYTE_LEVEL)
+    assert [detokenizer.raw(byte) for byte in range(256)] == [bytes([byte]) for byte in range(256)]
+    ids = BYTE_LEVEL.encode("Grüße, 世界 😀", add_special_tokens=False).ids
+    assert b"".join(map(detokenizer.raw, ids)).decode() == "Grüße, 世界 😀"
+    assert detokenizer.raw(NUM_BYTE_LEVEL - 1) == "naïve≤".encode()
+    assert detokenizer.raw(NUM_BYTE_LEVEL - 2) == b"two words"
+
+
+def test_a_special_token_has_the_bytes_of_its_name() -> None:
+    """It has no text, but somebody may want to know which it was."""
+    detokenizer = Detokenizer(BYTE_LEVEL)
+    special = detokenizer.id_of("<|im_end|>")
+    assert special is not None
+    assert detokenizer.raw(special) == b"<|im_end|>"
+
+
+def test_a_token_beyond_the_vocabulary_has_no_bytes() -> None:
+    """Some models have more places than tokens."""
+    assert Detokenizer(BYTE_LEVEL).raw(NUM_BYTE_LEVEL + 5) == b""
+
+
+@pytest.mark.parametrize("decoder", ["byte fallback, strips a space", "byte fallback", "metaspace"])
+def test_a_sentencepiece_token_has_its_bytes(decoder: str) -> None:
+    """A mark is a space, and a byte token is its byte; what only looks like one is text."""
+    tokens = ["<0xE2>", "<0x0A>", "▁a", "▁▁", "é", "<0xZZ>", "<0x1>"]
+    detokenizer = Detokenizer(vocabulary_of([*tokens, "a"], DECODERS[decoder]))
+    expected = [b"\xe2", b"\n", b" a", b"  ", "é".encode(), b"<0xZZ>", b"<0x1>"]
+    assert [detokenizer.raw(place) for place in range(len(tokens))] == expected
+    end = detokenizer.id_of("</s>")
+    assert end is not None
+    assert detokenizer.raw(end) == b"</s>"
+
+
+def test_a_byte_level_decoder_among_others_is_seen() -> None:
+    """Some models have steps around it."""
+    tokenizer = Tokenizer.from_str(json.dumps(tokenizer_data(FAMILIES["chatml"])))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
+    assert Detokenizer(tokenizer).raw(32) == b" "
+
+
+def test_what_was_set_for_training_is_not_handed_on() -> None:
+    """Only the vocabulary and how it is used."""
+    tokenizer = Tokenizer.from_str(json.dumps(tokenizer_data(FAMILIES["chatml"])))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding()
+    handed_on = json.loads(Detokenizer(tokenizer).to_json())
+    assert (handed_on["truncation"], handed_on["padding"]) == (None, None)
+    assert tokenizer.truncation is not None

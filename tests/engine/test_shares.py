@@ -37,7 +37,7 @@ def timed(harness: Harness) -> float:
 
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["in turn", "ahead"])
 def test_a_long_prompt_neither_stalls_streams_nor_starves(runs_ahead: bool) -> None:  # noqa: FBT001
-    """Steps take three times a quiet one, and the prompt one and a half times what it takes alone."""
+    """Steps take less than three times a quiet one, and the prompt not much over half longer than alone."""
     harness = streaming(8, runs_ahead=runs_ahead)
     quiet_s = max(timed(harness) for _ in range(10))
     began_s = harness.clock.now_s
@@ -47,8 +47,8 @@ def test_a_long_prompt_neither_stalls_streams_nor_starves(runs_ahead: bool) -> N
         steps_s.append(timed(harness))
         assert all(isinstance(event, Delta) for event in harness.events[-8:])
     alone_s = 4_000 * COSTS.chunk_token_s + COSTS.rows_s + COSTS.row_s
-    assert sorted(steps_s)[int(0.95 * len(steps_s))] <= 3.05 * quiet_s
-    assert max(steps_s) <= 3.3 * quiet_s
+    assert sorted(steps_s)[int(0.95 * len(steps_s))] <= 3.0 * quiet_s
+    assert max(steps_s) <= 3.05 * quiet_s
     assert harness.clock.now_s - began_s <= 1.6 * alone_s
 
 

@@ -12,10 +12,12 @@ import pytest
 
 from mlxm.errors import Conflict, Draining, ModelBroken, WorkerDied
 from mlxm.frames import Delta, Generate, RequestEnded
-from mlxm.pool import pool as pool_module
+from mlxm.pool import launch
+from mlxm.pool.launch import Workers
+from mlxm.pool.options import Parts, PoolOptions
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.stream import RequestEvent
-from mlxm.pool.worker import OnDeath, OnWords, Worker, WorkerOptions
+from mlxm.pool.worker import Worker, WorkerOptions
 from mlxm.types import Sampling
 
 LIMIT_S = 60.0
@@ -27,17 +29,17 @@ class Starts:
     def __init__(self) -> None:
         self.num = 0
 
-    async def start(self, name: str, options: WorkerOptions, on_death: OnDeath, on_words: OnWords) -> Worker:
+    async def start(self, name: str, *rest: Any) -> Worker:
         """Start one more."""
         self.num += 1
-        return await Worker.start(name, options, on_death, on_words)
+        return await Worker.start(name, *rest)
 
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
     """Every start of a worker."""
     counting = Starts()
-    monkeypatch.setattr(pool_module, "Worker", counting)
+    monkeypatch.setattr(launch, "Worker", counting)
     return counting
 
 
@@ -53,10 +55,17 @@ def broken(tmp_path: Path) -> LocalModel:
     return LocalModel(name="broken", folder=tmp_path, context_length=None)
 
 
+def make_pool(**options: Any) -> Pool:
+    """A pool of real workers, none of them spare."""
+    return Pool(
+        PoolOptions(**{"has_spare": False, "retry_s": 0.2, **options}), Parts(launcher=Workers(WorkerOptions()))
+    )
+
+
 @asynccontextmanager
-async def open_pool() -> AsyncIterator[Pool]:
+async def open_pool(**options: Any) -> AsyncIterator[Pool]:
     """A pool that is closed afterwards."""
-    pool = Pool(WorkerOptions())
+    pool = make_pool(**options)
     try:
         yield pool
     finally:
@@ -92,9 +101,14 @@ async def _rest(events: AsyncIterator[RequestEvent]) -> None:
         pass
 
 
+def pids(pool: Pool) -> list[int]:
+    """The processes of models that are in memory."""
+    return [slot.worker.pid for slot in pool.slots() if slot.worker is not None and slot.worker.end is None]
+
+
 def leases(pool: Pool) -> dict[str, int]:
     """How many requests hold each loaded model."""
-    return {model.name: model.num_leases for model in pool.loaded()}
+    return {model.model: model.in_use for model in pool.models() if model.state == "ready"}
 
 
 def test_fifty_requests_for_a_cold_model_load_it_once(starts: Starts, tiny: LocalModel) -> None:
@@ -107,26 +121,30 @@ def test_fifty_requests_for_a_cold_model_load_it_once(starts: Starts, tiny: Loca
             assert [end.usage.completion_tokens for end in ends] == [2] * 50
             assert starts.num == 1
             assert leases(pool) == {"tiny": 0}
-            (loaded,) = pool.loaded()
-            assert (loaded.facts.architecture, loaded.facts.context_length) == ("llama", 8192)
-            assert loaded.stats is not None
-            assert loaded.stats.blocks_total == loaded.facts.num_blocks - 1
+            (row,) = pool.models()
+            assert (row.state, row.context, row.requests) == ("ready", 8192, 50)
+            assert row.blocks_total is not None
+            assert row.total_bytes == row.done_bytes
+            assert row.ttft_p50_s is not None
 
     run(test())
 
 
 def test_a_failed_load_fails_all_who_wait(starts: Starts, broken: LocalModel) -> None:
-    """With its reason; the next request tries again."""
+    """With its reason, which is remembered for a while; then the next request tries again."""
 
     async def test() -> None:
-        async with open_pool() as pool:
+        async with open_pool(retry_s=0.5) as pool:
             asked = [answer(pool, broken, order(str(number))) for number in range(5)]
             errors = await asyncio.gather(*asked, return_exceptions=True)
             assert [str(error) for error in errors] == [f"{broken.folder}/config.json is missing."] * 5
+            with pytest.raises(ModelBroken, match="is missing"):
+                await answer(pool, broken, order("at once"))
             assert starts.num == 1
-            assert leases(pool) == {}
+            assert [(row.state, row.reserved_bytes) for row in pool.models()] == [("failed", 0)]
+            await asyncio.sleep(0.5)
             with pytest.raises(ModelBroken):
-                await answer(pool, broken, order("again"))
+                await answer(pool, broken, order("later"))
             assert starts.num == 2
 
     run(test())
@@ -173,11 +191,11 @@ def test_after_a_crash_the_next_request_gets_a_new_worker(starts: Starts, tiny: 
             events = pool.generate(tiny, order("a", max_tokens=4000))
             while not isinstance(await anext(events), Delta):
                 pass
-            (model,) = pool.loaded()
-            os.kill(model.pid, signal.SIGKILL)
+            (pid,) = pids(pool)
+            os.kill(pid, signal.SIGKILL)
             with pytest.raises(WorkerDied, match="SIGKILL"):
                 await _rest(events)
-            assert pool.loaded() == ()
+            assert pids(pool) == []
             await answer(pool, tiny, order("b"))
             assert starts.num == 2
             assert leases(pool) == {"tiny": 0}
@@ -208,13 +226,13 @@ def test_another_folder_is_loaded_anew(starts: Starts, tiny: LocalModel, tmp_pat
         async with open_pool() as pool:
             first = pool.generate(tiny, order("a", max_tokens=60))
             await anext(first)
-            (old,) = pool.loaded()
+            (old,) = pids(pool)
             await answer(pool, pulled, order("b"))
-            new = next(model for model in pool.loaded() if model.pid != old.pid)
+            new = next(pid for pid in pids(pool) if pid != old)
             await _rest(first)
-            while old.pid in {model.pid for model in pool.loaded()}:  # noqa: ASYNC110  # nobody tells
+            while old in pids(pool):  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.01)
-            assert [(model.pid, model.num_leases) for model in pool.loaded()] == [(new.pid, 0)]
+            assert (pids(pool), leases(pool)) == ([new], {"tiny": 0})
             await answer(pool, pulled, order("c"))
             assert starts.num == 2
 
@@ -230,29 +248,30 @@ def test_closing_ends_old_workers_too(tiny: LocalModel, tmp_path: Path, is_gone:
             first = pool.generate(tiny, order("a", max_tokens=4000))
             await anext(first)
             await answer(pool, pulled, order("b"))
-            pids = [model.pid for model in pool.loaded()]
-        assert len(pids) == 2
-        assert all(is_gone(pid, 0) for pid in pids)
+            told = pids(pool)
+        assert len(told) == 2
+        assert all(is_gone(pid, 0) for pid in told)
         with pytest.raises(Draining):
             await _rest(first)
 
     run(test())
 
 
-def test_closing_ends_everything(tiny: LocalModel) -> None:
+def test_closing_ends_everything(tiny: LocalModel, is_gone: Callable[[int, float], bool]) -> None:
     """What runs, what loads, and what comes later fails with Draining."""
 
     async def test() -> None:
-        pool = Pool(WorkerOptions())
+        pool = make_pool()
         running = pool.generate(tiny, order("a", max_tokens=4000))
         await anext(running)
         cold = LocalModel(name="cold", folder=tiny.folder, context_length=None)
         loading = asyncio.create_task(answer(pool, cold, order("b")))
         await asyncio.sleep(0.1)
+        told = pids(pool)
         await pool.close()
         for waiting in (loading, _rest(running), answer(pool, tiny, order("c"))):
             with pytest.raises(Draining):
                 await waiting
-        assert pool.loaded() == ()
+        assert all(is_gone(pid, 0) for pid in told)
 
     run(test())

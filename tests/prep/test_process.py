@@ -81,7 +81,15 @@ def prep(start: Callable[..., Prep]) -> Prep:
     """A process that has said hello."""
     process = start()
     hello = process.read()
-    assert Hello(protocol=PROTOCOL, version=__version__, pid=process.process.pid, capabilities=("render",)) == hello
+    assert (
+        Hello(
+            protocol=PROTOCOL,
+            version=__version__,
+            pid=process.process.pid,
+            capabilities=("render", "encode", "decode", "vet"),
+        )
+        == hello
+    )
     return process
 
 

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import openai
 
 from mlxm.downloads import Downloads
+from mlxm.server.doors import Doors
 from mlxm.server.embedded import EmbeddedServer
 from mlxm.server.entry import Trail
-from mlxm.server.limits import Limits
+from mlxm.server.limits import Limits, Timeouts
 from mlxm.server.listen import open_listener
 from mlxm.server.live import Live
 from mlxm.server.log import Log
 from mlxm.server.services import Services
 from mlxm.store.audit import AuditRow
-from mlxm.testing.backends import ECHO_MODEL
+from mlxm.testing.backends import ECHO_MODEL, ScriptedBackend
 from mlxm.types import Backend
 
 BOUND_S = 10.0
@@ -72,6 +74,12 @@ class Running:
         """Ask for a chat completion."""
         return await self.http.post(CHAT, json=chat_body(content=content, **fields))
 
+    def sdk(self) -> openai.AsyncOpenAI:
+        """The real SDK; it repeats nothing by itself."""
+        return openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=BOUND_S
+        )
+
     async def assert_answers(self) -> None:
         """It is alive, and still serves."""
         response = await self.http.get("/health")
@@ -90,6 +98,9 @@ async def serving(
     log: Log | None = None,
     control_token: str | None = None,
     downloads: Callable[[], Awaitable[Downloads]] | None = None,
+    doors: Doors | None = None,
+    timeouts: Timeouts | None = None,
+    knows_tools: bool = True,
 ) -> AsyncIterator[Running]:
     """Serve `backend` until the block ends."""
     listener = open_listener("127.0.0.1", 0)
@@ -104,6 +115,10 @@ async def serving(
         log=KeptLines() if log is None else log,
         control_token=control_token,
         downloads=downloads,
+        doors=Doors() if doors is None else doors,
+        timeouts=Timeouts() if timeouts is None else timeouts,
+        knows_tools=knows_tools,
+        models=backend if isinstance(backend, ScriptedBackend) else None,
     )
     server = EmbeddedServer(services, listener)
     task = asyncio.create_task(server.serve())

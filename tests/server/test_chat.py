@@ -337,7 +337,7 @@ def test_rows_tell_the_truth() -> None:
         async with serving(EchoBackend(pace=partial(asyncio.sleep, 0.03)), trail=rows) as server:
             await server.chat(content="a b c")
             await server.chat(content="a b", stream=True)
-            await server.chat(content="a", n=2)
+            await server.chat(content="a", prediction={})
         whole, stream, refused = rows.rows
         for row, num_tokens in [(whole, 3), (stream, 2)]:
             assert (row.endpoint, row.dialect, row.model) == (CHAT, "openai", ECHO_MODEL)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from mlxm.errors import Overloaded
+from mlxm.server.doors import Doors
 from mlxm.server.guard import Guard
 from mlxm.server.live import Live
 from mlxm.testing.backends import EchoBackend
@@ -15,7 +16,7 @@ START = {"type": "http.response.start", "status": 200, "headers": []}
 
 def scope_of(path: str = "/x", *headers: tuple[bytes, bytes]) -> dict[str, Any]:
     """A request as a server hands it on."""
-    return {"type": "http", "method": "GET", "path": path, "headers": list(headers)}
+    return {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"localhost"), *headers]}
 
 
 async def call(app: Any, scope: dict[str, Any], *, live: Live | None = None, log: KeptLines | None = None) -> list[Any]:
@@ -28,7 +29,7 @@ async def call(app: Any, scope: dict[str, Any], *, live: Live | None = None, log
     async def send(message: Any) -> None:
         sent.append(message)
 
-    guard = Guard(app, Live() if live is None else live, KeptLines() if log is None else log)
+    guard = Guard(app, Live() if live is None else live, KeptLines() if log is None else log, Doors())
     await guard(scope, receive, send)  # type: ignore[arg-type]
     return sent
 

@@ -1,10 +1,18 @@
+import asyncio
 import os
 import socket
+import stat
+from pathlib import Path
 
+import httpx
 import pytest
 
 from mlxm.errors import ConfigInvalid, OpenWithoutKey, PortInUse
-from mlxm.server.listen import find_listener, open_listener
+from mlxm.server.embedded import EmbeddedServer
+from mlxm.server.listen import find_listener, open_listener, open_unix_listener
+from mlxm.server.services import Services
+from mlxm.testing.backends import EchoBackend
+from tests.server.harness import BOUND_S, KeptLines
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3"])
@@ -67,3 +75,38 @@ def test_nobody_listens() -> None:
     with open_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
     assert find_listener(port) is None
+
+
+def test_serves_at_a_path(tmp_path: Path) -> None:
+    """For this user alone, whatever the umask."""
+    path = tmp_path / "s.sock"
+    listener = open_unix_listener(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    async def scenario() -> None:
+        server = EmbeddedServer(Services(backend=EchoBackend(), log=KeptLines()), listener)
+        task = asyncio.create_task(server.serve())
+        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=BOUND_S) as http:
+            assert (await http.get("/health")).status_code == 200
+        server.stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_a_path_in_use_is_refused(tmp_path: Path) -> None:
+    """As long as somebody listens there; what a killed process left is replaced."""
+    path = tmp_path / "s.sock"
+    with open_unix_listener(path), pytest.raises(PortInUse):
+        open_unix_listener(path)
+    open_unix_listener(path).close()
+
+
+@pytest.mark.parametrize("name", ["file", "absent/s.sock", "x" * 200])
+def test_a_path_that_can_be_no_socket_is_refused(tmp_path: Path, name: str) -> None:
+    """Nothing that is there is ever overwritten."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigInvalid):
+        open_unix_listener(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"

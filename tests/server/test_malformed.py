@@ -13,8 +13,8 @@ from tests.server.harness import CHAT, RawClient, Running, chat_body, chat_bytes
 
 GOOD = json.dumps(chat_body()).encode()
 CHUNKED_HEAD = (
-    f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-)
+    f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+).encode()
 
 
 def check_refusal(status: int, headers: Any, body: bytes) -> None:
@@ -71,7 +71,7 @@ async def ask_raw(server: Running, request: bytes, *, half_close: bool = False) 
         (GOOD[:-1] + b', "seed": ' + b"9" * 100_000 + b"}", 400),
         (GOOD[:-1] + b', "temperature": 1e999}', 400),
         (GOOD[:-1] + b', "max_tokens": "12"}', 400),
-        (GOOD[:-1] + b', "n": 2}', 400),
+        (GOOD[:-1] + b', "n": 0}', 400),
         (b"x" * 2_000_000, 413),
     ],
 )
@@ -175,7 +175,7 @@ def test_unknown_routes_and_methods(method: str, path: str, status: int) -> None
 
     async def scenario() -> None:
         async with serving(EchoBackend()) as server:
-            request = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
+            request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
             assert await ask_raw(server, request) == status
             response = await server.http.request(method, CHAT) if status == 405 and path == CHAT else None
             assert response is None or response.headers["allow"] == "POST, OPTIONS"

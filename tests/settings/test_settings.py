@@ -40,8 +40,14 @@ def other_values(setting: Setting) -> Iterator[Any]:
         "/opt/blas.so",
         "/opt/other.so",
         "::1",
+        '["a.example"]',
+        '["b.example"]',
+        '["http://a.example"]',
+        '["http://b.example"]',
     ]
-    if isinstance(setting.default, int | float):
+    if isinstance(setting.default, bool):
+        yield from (not setting.default, setting.default)  # there are no two others
+    elif isinstance(setting.default, int | float):
         guesses = [setting.default + 1, setting.default + 2]
     for guess in guesses:
         try:
@@ -50,6 +56,11 @@ def other_values(setting: Setting) -> Iterator[Any]:
             continue
         if value != setting.default:
             yield value
+
+
+def as_text(value: object) -> str:
+    """A value as a variable or a flag has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def toml_line(setting: Setting, value: object) -> str:
@@ -89,7 +100,7 @@ def test_a_setting_comes_from_its_variable(setting: Setting, config: Path) -> No
     """The environment counts more than the file."""
     first, second = list(other_values(setting))[:2]
     config.write_text(toml_line(setting, second))
-    found = loaded(setting, config.parent, **{setting.env_name: str(first)})
+    found = loaded(setting, config.parent, **{setting.env_name: as_text(first)})
     assert (first, f"environment {setting.env_name}") == found
 
 
@@ -98,9 +109,9 @@ def test_a_setting_comes_from_a_flag(setting: Setting, config: Path) -> None:
     """A flag counts more than everything else, as text and typed."""
     first, second = list(other_values(setting))[:2]
     config.write_text(toml_line(setting, second))
-    environ = {setting.env_name: str(second)}
+    environ = {setting.env_name: as_text(second)}
     assert (first, "flag") == loaded(setting, config.parent, {setting.name: first}, **environ)
-    assert (first, "flag") == loaded(setting, config.parent, {setting.name: str(first)}, **environ)
+    assert (first, "flag") == loaded(setting, config.parent, {setting.name: as_text(first)}, **environ)
 
 
 @EVERY_SETTING

@@ -1,20 +1,27 @@
-import os
-import types
-import typing
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
 import msgspec
 import pytest
 
 from mlxm.errors import InvalidRequest, UnsupportedParameter
-from mlxm.types import ChoiceEnded, Ended, Event, FinishReason, Started, TextDelta, TextPart, Usage
-from mlxm.wire import openai_chat, sse
-from mlxm.wire.openai_chat import ChatCompletionRequest, ChunkWriter, Heading, read_request
+from mlxm.types import (
+    ChatRequest,
+    Grammar,
+    Message,
+    ReasoningPart,
+    Sampling,
+    TextPart,
+    Thinking,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+)
+from mlxm.wire import openai_chat, openai_messages
+from mlxm.wire.openai_chat import ChatCompletionRequest, read_request
 
-GOLDEN = Path(__file__).parent / "golden" / "openai_chat"
-WRITES_GOLDEN = os.environ.get("MLXM_WRITE_GOLDEN") == "1"
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+FUNCTION = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+TOOL_PARAMETERS = "tools[0].function.parameters"
 MINIMAL: dict[str, Any] = {"model": "mlxm/tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -23,7 +30,9 @@ def body(**fields: Any) -> bytes:
     return msgspec.json.encode({**MINIMAL, **fields})
 
 
-# ── requests ─────────────────────────────────────────────────────────────────────────────────────
+def chat(*, is_batch: bool = False, **fields: Any) -> ChatRequest:
+    """The neutral form of such a request."""
+    return read_request(body(**fields)).request.to_chat("r", is_batch=is_batch)
 
 
 def test_minimal_request() -> None:
@@ -78,11 +87,17 @@ def test_both_limits_may_be_equal() -> None:
         ({"model": ""}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": "Hi"}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "user", "content": "x", "reasoning": "y"}]}, "messages[0].reasoning_content"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0].type"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "", "x": 1}]}]},
             "messages[0].content[0]",
@@ -102,6 +117,35 @@ def test_both_limits_may_be_equal() -> None:
         ({"stop": [None]}, "stop[0]"),
         ({"stop": 5}, "stop"),
         ({"stop": ""}, "stop"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": "1"}, "n"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"top_logprobs": 0}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"max_tokens": 3, "min_tokens": 4}, "min_tokens"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"priority": 3}, "priority"),
+        ({"service_tier": "priority"}, "service_tier"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, TOOL_PARAMETERS),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+        ({"chat_template_kwargs": {"a": "x" * 70_000}}, "chat_template_kwargs"),
         ({"stream": 1}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options"),
@@ -111,25 +155,26 @@ def test_both_limits_may_be_equal() -> None:
 def test_misfits_name_the_parameter(fields: dict[str, Any], param: str) -> None:
     """Every number has bounds, nothing is converted, and the error says which field is wrong."""
     with pytest.raises(InvalidRequest) as caught:
-        read_request(body(**fields))
+        chat(**fields)
     assert caught.value.param == param
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"n": "1"}, "n"),
-        ({"top_p": 0.5}, "top_p"),
-        ({"tools": [{}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 0}, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"audio": {}}, "audio"),
+        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"keep_alive": "5m"}, "keep_alive"),
+        ({"chat_template": "{{ x }}"}, "chat_template"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"verbosity": "low"}, "verbosity"),
         ({"store": True}, "store"),
         ({"temprature": 0.5}, "temprature"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "x", "audio": {"id": "a"}}]}, "messages[0].audio"),
         ({"messages": [{"role": "user", "content": "x", "contnt": 1}]}, "messages[0].contnt"),
     ],
 )
@@ -168,137 +213,218 @@ def test_tolerated_fields_are_told() -> None:
     assert asked.ignored == ("user", "metadata")
 
 
+def test_every_way_of_choosing_tokens_arrives() -> None:
+    """What the API and the servers for local models have between them."""
+    asked = chat(
+        top_p=0.5,
+        top_k=-1,
+        min_p=0.1,
+        seed=2,
+        presence_penalty=1,
+        frequency_penalty=-1,
+        repetition_penalty=1.1,
+        logit_bias={"5": -100, "7": 1.5},
+        min_tokens=2,
+        ignore_eos=True,
+        stop_token_ids=[3, 4],
+        n=3,
+        logprobs=True,
+    )
+    assert asked.sampling == Sampling(
+        top_p=0.5,
+        top_k=0,
+        min_p=0.1,
+        seed=2,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        repetition_penalty=1.1,
+        logit_bias=((5, -100.0), (7, 1.5)),
+        min_tokens=2,
+        ignore_eos=True,
+    )
+    assert (asked.stop_ids, asked.num_choices, asked.num_logprobs) == ((3, 4), 3, 0)
+    assert chat(logprobs=True, top_logprobs=5).num_logprobs == 5
+    assert chat(logprobs=False).num_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_batch", "expected"),
+    [
+        ({}, False, 1),
+        ({"service_tier": "auto"}, False, 1),
+        ({"service_tier": "flex"}, False, 2),
+        ({"priority": 0}, False, 0),
+        ({"priority": "low"}, False, 2),
+        ({}, True, 2),
+        ({"priority": "low"}, True, 2),
+    ],
+)
+def test_priority(fields: dict[str, Any], is_batch: bool, expected: int) -> None:  # noqa: FBT001  # named by pytest
+    """Said by the route, the tier, or the request itself."""
+    assert chat(is_batch=is_batch, **fields).priority == expected
+
+
+@pytest.mark.parametrize("fields", [{"priority": 1}, {"priority": "high", "service_tier": "flex"}])
+def test_nobody_asks_for_more_priority_than_the_route_has(fields: dict[str, Any]) -> None:
+    """On the batch routes there is but one."""
+    with pytest.raises(InvalidRequest) as caught:
+        chat(is_batch=True, **fields)
+    assert caught.value.param == "priority"
+
+
+def test_a_whole_conversation_with_tools() -> None:
+    """Reasoning, text and calls keep their order; results name their call."""
+    messages = [
+        {"role": "user", "content": "What is it?", "name": "Ada"},
+        {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [{**CALL, "index": 0}]},
+        {"role": "tool", "content": [{"type": "text", "text": "42"}], "tool_call_id": "call_1"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}], "reasoning": "Well."},
+    ]
+    assert chat(messages=messages).messages == (
+        Message(role="user", content=(TextPart("What is it?"),), name="Ada"),
+        Message(
+            role="assistant", content=(ReasoningPart("Hm."), ToolCallPart(id="call_1", name="f", arguments='{"x": 1}'))
+        ),
+        Message(role="tool", content=(TextPart("42"),), tool_call_id="call_1"),
+        Message(role="assistant", content=(ReasoningPart("Well."), TextPart("No."))),
+    )
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, ToolChoice()),
+        ("auto", ToolChoice()),
+        ("none", ToolChoice(mode="none")),
+        ("required", ToolChoice(mode="required")),
+        ({"type": "function", "function": {"name": "f"}}, ToolChoice(mode="named", name="f")),
+    ],
+)
+def test_tools_and_how_to_call_them(choice: Any, expected: ToolChoice) -> None:
+    """The schema of the arguments stays as it was written."""
+    asked = chat(tools=[FUNCTION], tool_choice=choice)
+    assert asked.tools == (Tool(name="f", description="d", parameters='{"type":"object"}'),)
+    assert asked.tool_choice == expected
+
+
+def test_some_of_the_tools_may_be_allowed() -> None:
+    """The others are not offered."""
+    other = {"type": "function", "function": {"name": "g", "strict": True}}
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "g"}}]}
+    asked = chat(
+        tools=[FUNCTION, other],
+        tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+        parallel_tool_calls=False,
+    )
+    assert asked.tools == (Tool(name="g", is_strict=True),)
+    assert asked.tool_choice == ToolChoice(mode="required", allows_several=False)
+
+
+@pytest.mark.parametrize(
+    ("effort", "expected"),
+    [
+        (None, Thinking()),
+        ("none", Thinking(is_on=False, effort="none")),
+        ("high", Thinking(is_on=True, effort="high")),
+    ],
+)
+def test_reasoning_effort(effort: Any, expected: Thinking) -> None:
+    """No effort is no thinking at all."""
+    assert chat(reasoning_effort=effort).thinking == expected
+
+
+def test_template_options_and_a_begun_answer() -> None:
+    """What the template is given besides, and that the last message goes on."""
+    messages = [*MINIMAL["messages"], {"role": "assistant", "content": "Once"}]
+    asked = chat(chat_template_kwargs={"enable_thinking": False}, continue_final_message=True, messages=messages)
+    assert (asked.template_options, asked.continues_final) == ('{"enable_thinking":false}', True)
+    assert (chat().template_options, chat().continues_final) == ("{}", False)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+SOURCE = '{"type":"object","properties":{"a":{"type":"integer"}}}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Grammar(kind="json_object", source="{}")),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
+                }
+            },
+            Grammar(kind="json_schema", source=SOURCE),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            Grammar(kind="json_object", source="{}"),
+        ),
+        ({"guided_json": SCHEMA}, Grammar(kind="json_schema", source=SOURCE)),
+        ({"guided_json": SOURCE}, Grammar(kind="json_schema", source=SOURCE)),
+        ({"guided_regex": "[ab]+"}, Grammar(kind="regex", source="[ab]+")),
+        ({"guided_choice": ["yes", "no"]}, Grammar(kind="choice", source='["yes","no"]')),
+        ({"guided_grammar": "start: A"}, Grammar(kind="lark", source="start: A")),
+        ({"structured_outputs": {"json": SCHEMA}}, Grammar(kind="json_schema", source=SOURCE)),
+        ({"structured_outputs": {"regex": "a"}}, Grammar(kind="regex", source="a")),
+        ({"structured_outputs": {"choice": ["a"]}}, Grammar(kind="choice", source='["a"]')),
+        ({"structured_outputs": {"grammar": "start: A"}}, Grammar(kind="lark", source="start: A")),
+        ({"structured_outputs": {"json_object": True}}, Grammar(kind="json_object", source="{}")),
+    ],
+)
+def test_what_the_answer_has_to_look_like(fields: dict[str, Any], expected: Grammar | None) -> None:
+    """Every spelling comes down to one grammar."""
+    assert chat(**fields).grammar == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_json": SCHEMA, "guided_regex": "a"}, "guided_regex"),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "structured_outputs.regex",
+        ),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": 5}, "guided_json"),
+        ({"guided_json": "[1]"}, "guided_json"),
+        ({"guided_json": {"a": "x" * 70_000}}, "guided_json"),
+        ({"guided_regex": ""}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": ["x" * 70_000]}, "guided_choice"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs"),
+    ],
+)
+def test_what_is_no_grammar_is_refused(fields: dict[str, Any], param: str) -> None:
+    """Two of them, none at all, and what is too large to be one."""
+    with pytest.raises(InvalidRequest) as caught:
+        chat(**fields)
+    assert caught.value.param == param
+
+
+def test_deep_schemas_are_refused() -> None:
+    """Whatever reads them next would not come back."""
+    deep: dict[str, Any] = {}
+    for _ in range(70):
+        deep = {"a": deep}
+    with pytest.raises(InvalidRequest, match="deeper than 64"):
+        chat(guided_json=deep)
+
+
+def test_marks_for_caches_elsewhere_change_nothing() -> None:
+    """Clients of cloud models set them on parts."""
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    assert chat(messages=[{"role": "user", "content": [part]}]).messages[0].content == (TextPart("a"),)
+
+
 def test_tables_do_not_overlap() -> None:
     """A field acts, is a no-op, or is tolerated: one of these."""
     acting = set(ChatCompletionRequest.__struct_fields__)
     assert not acting & openai_chat.NO_OPS.keys()
     assert not acting & openai_chat.TOLERATED
     assert not openai_chat.TOLERATED & openai_chat.NO_OPS.keys()
-
-
-def unbounded(kind: Any, path: str, bounds: msgspec.Meta | None = None) -> Iterator[str]:
-    """The places in a type where a client may send as much as it likes."""
-    origin = get_origin(kind)
-    if origin is Annotated:
-        inner, meta = get_args(kind)
-        yield from unbounded(inner, path, meta)
-    elif origin in (types.UnionType, typing.Union):
-        for inner in get_args(kind):
-            yield from unbounded(inner, path)
-    elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        for field in msgspec.structs.fields(kind):
-            yield from unbounded(field.type, f"{path}.{field.encode_name}")
-    elif origin is tuple:
-        yield from unbounded(get_args(kind)[0], f"{path}[]")
-        yield from unbounded(tuple, path, bounds)
-    elif not is_bounded(kind, bounds):
-        yield f"{path}: {kind.__name__}"
-
-
-def is_bounded(kind: Any, bounds: msgspec.Meta | None) -> bool:
-    """Whether a type without inner types has an end."""
-    if kind in (bool, type(None)) or get_origin(kind) is typing.Literal:
-        return True
-    if kind in (str, tuple):
-        return bounds is not None and bounds.max_length is not None
-    if kind in (int, float):
-        return bounds is not None and bounds.ge is not None and bounds.le is not None
-    return False
-
-
-def test_every_field_of_a_request_is_bounded() -> None:
-    """A bare number, string or list in a request is a way to ask for too much."""
-    assert list(unbounded(ChatCompletionRequest, "request")) == []
-
-
-def test_bounds_are_really_looked_for() -> None:
-    """The walk above finds what it is for."""
-
-    class Careless(msgspec.Struct):
-        number: int
-        texts: tuple[str, ...] | None = None
-
-    assert list(unbounded(Careless, "x")) == ["x.number: int", "x.texts[]: str", "x.texts: tuple"]
-
-
-# ── answers ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def text(content: str, *ids: int) -> TextDelta:
-    """More text."""
-    return TextDelta(choice=0, text=content, token_ids=ids)
-
-
-def ended(reason: FinishReason, usage: Usage) -> list[Event]:
-    """How every story ends."""
-    return [ChoiceEnded(choice=0, reason=reason), Ended(usage)]
-
-
-STORIES: dict[str, list[Event]] = {
-    "words": [
-        Started(3),
-        text("Hello", 1),
-        text(" world", 2, 3),
-        *ended("stop", Usage(prompt_tokens=3, completion_tokens=3)),
-    ],
-    "nothing": [Started(1), *ended("stop", Usage(prompt_tokens=1))],
-    "cut": [
-        Started(9),
-        text("On", 1),
-        *ended("length", Usage(prompt_tokens=9, completion_tokens=1, cached_tokens=8)),
-    ],
-    # A token may end in the middle of a character, and then has no text of its own yet.
-    "characters": [
-        Started(2),
-        text("", 1),
-        text('„é"\\\n\t\u2028🦜', 2),
-        text("<|end|>", 3),
-        *ended("stop", Usage(prompt_tokens=2, completion_tokens=3)),
-    ],
-}
-HEADING = Heading(id="chatcmpl-0123456789ab", created=1_767_225_600, model="mlxm/tiny")
-
-
-def check_golden(name: str, got: bytes) -> None:
-    """Compare with the file; MLXM_WRITE_GOLDEN=1 writes it anew, for a person to read the difference."""
-    path = GOLDEN / name
-    if WRITES_GOLDEN:
-        path.write_bytes(got)
-    assert got == path.read_bytes()
-
-
-def stream(events: list[Event], *, include_usage: bool) -> bytes:
-    """The bytes of a whole stream."""
-    writer = ChunkWriter(HEADING, include_usage=include_usage)
-    return b"".join(writer.write(event) for event in events) + sse.DONE
-
-
-@pytest.mark.parametrize("story", STORIES)
-def test_whole_answer_is_as_ever(story: str) -> None:
-    """The bytes of a whole answer are a contract."""
-    check_golden(f"{story}.json", msgspec.json.format(openai_chat.completion(HEADING, STORIES[story])) + b"\n")
-
-
-@pytest.mark.parametrize("story", STORIES)
-@pytest.mark.parametrize("include_usage", [True, False], ids=["usage", "plain"])
-def test_stream_is_as_ever(story: str, include_usage: bool) -> None:  # noqa: FBT001  # pytest passes it by name
-    """The bytes of a stream are a contract."""
-    name = f"{story}.usage.sse" if include_usage else f"{story}.sse"
-    check_golden(name, stream(STORIES[story], include_usage=include_usage))
-
-
-@pytest.mark.parametrize("story", STORIES)
-def test_stream_and_whole_answer_say_the_same(story: str) -> None:
-    """Text and finish reason do not depend on how they are sent, and the role comes once, first."""
-    whole = msgspec.json.decode(openai_chat.completion(HEADING, STORIES[story]))["choices"][0]
-    lines = stream(STORIES[story], include_usage=False).decode().split("\n\n")
-    chunks = [msgspec.json.decode(line.removeprefix("data: "))["choices"][0] for line in lines[:-2]]
-    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == whole["message"]["content"]
-    assert [chunk["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + [whole["finish_reason"]]
-    assert ["role" in chunk["delta"] for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
-
-
-def test_ids_come_from_the_request() -> None:
-    """An answer can be found by the id of its request."""
-    chat = read_request(body()).request.to_chat("req_0123456789ab")
-    assert Heading.of(chat, created=5) == Heading(id="chatcmpl-0123456789ab", created=5, model="mlxm/tiny")
+    assert not set(openai_messages.ChatMessage.__struct_fields__) & openai_messages.MESSAGE_NO_OPS.keys()

@@ -4,7 +4,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mlxm.engine.request import Order
 from mlxm.frames import Generate
 from mlxm.testing.runner import facts_of
 from mlxm.types import Grammar, Sampling
@@ -38,7 +37,7 @@ def test_all_that_a_request_asks_for_is_ordered() -> None:
         grammar=Grammar(kind="regex", source="a+"),
     )
     order = Orders(stop_ids=frozenset({5}), scope=b"model")(request)
-    assert (order.stop_ids, order.extra_stop_ids) == ({5}, {7})
+    assert (order.stop_ids, order.extra_stop_ids) == (frozenset({5}), frozenset({7}))
     assert order.scope == b"modelkey"
     names = set(Generate.__struct_fields__) - {"stop_ids", "scope"}
     assert {name: getattr(order, name) for name in names} == {name: getattr(request, name) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -60,6 +61,8 @@ class RunnerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where the model lies, to recognise it."""
     verdicts: Path | None = None
     """Where verdicts are kept."""
+    clock: Callable[[], float] = time.perf_counter
+    """What the runner times its steps by."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -118,9 +121,10 @@ def open_runner(loaded: LoadedModel, options: RunnerOptions) -> Runner:
         max_rows=options.max_rows,
         shares_prefixes=True,
         runs_ahead=verdict.runs_ahead,
+        takes_runs=True,
         block_bytes=size,
     )
-    return PagedRunner(store, sample, facts)
+    return PagedRunner(store, sample, facts, options.clock)
 
 
 def plan_pool(block_size_bytes: int, context_length: int, max_rows: int, memory_bytes: int) -> int:

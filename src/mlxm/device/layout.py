@@ -21,6 +21,8 @@ MIN_SHARED_BLOCKS = 8
 _TILE_SCORES = 1 << 19
 """Scores per tile: 2 MiB in each step of the computation."""
 _MIN_TILE, _MAX_TILE = 16, 128
+_WHOLE_CHUNK, _WHOLE_SCORES = 48, 3 << 19
+"""A chunk so small beside rows is one tile: cut, it would pack all the keys again for a few queries."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -131,9 +133,12 @@ class Tiling(msgspec.Struct, frozen=True):
 def tile(*, start: int, length: int, first_key: int, window: int | None, num_heads: int) -> list[Tiling]:
     """Cut a chunk's queries, which stand at `start` and after; keys are counted from position `first_key`."""
     tiles = []
+    scores = num_heads * (start + length)
+    is_whole = length <= _WHOLE_CHUNK and length * scores <= _WHOLE_SCORES
+    most = length if is_whole else min(max(_TILE_SCORES // scores, _MIN_TILE), _MAX_TILE)
     begin = 0
     while begin < length:
-        size = min(max(_TILE_SCORES // (num_heads * (start + length)), _MIN_TILE), _MAX_TILE, length - begin)
+        size = min(most, length - begin)
         positions = np.arange(start + begin, start + begin + size)
         tiles.append(Tiling(begin, begin + size, _spans(positions, first_key, window)))
         begin += size

@@ -1,4 +1,4 @@
-"""What mlx holds in memory, for those who watch."""
+"""What mlx holds in memory, for those who watch, and what of it can be given back."""
 
 from __future__ import annotations
 
@@ -16,3 +16,13 @@ def with_memory(stats: Stats) -> Stats:
         peak_bytes=mx.get_peak_memory(),
         cache_bytes=mx.get_cache_memory(),
     )
+
+
+def shrink() -> None:
+    """Give back what mlx keeps of freed memory; blocks of the KV pool are one array, and go with the model."""
+    mx.clear_cache()
+
+
+def limit_cache(num_bytes: int) -> None:
+    """Keep no more of freed memory than that, and no more than was allowed before."""
+    mx.set_cache_limit(min(num_bytes, mx.set_cache_limit(0)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,11 +16,9 @@ import msgspec
 
 from mlxm.device.kv_store import KVStore
 from mlxm.device.sampler import Sampled, Sampler
+from mlxm.device.stopwatch import Stopwatch
 from mlxm.engine.plan import Outcome, Plan, Row, RunnerFacts
 from mlxm.errors import InternalError
-
-_WEIGHT = 0.25
-"""How much the latest step counts in the average time of rows."""
 
 
 class _Launched(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +34,9 @@ class _Launched(msgspec.Struct, frozen=True, kw_only=True):
 class PagedRunner:
     """Runs a model's rows and chunks on the store that was chosen for it."""
 
-    def __init__(self, store: KVStore, sampler: Sampler, facts: RunnerFacts) -> None:
+    def __init__(
+        self, store: KVStore, sampler: Sampler, facts: RunnerFacts, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._store = store
         self._sampler = sampler
         self._facts = facts
@@ -44,7 +44,7 @@ class PagedRunner:
         self._latest: dict[int, int] = {}
         """Where each sequence's token is among those of the latest step."""
         self._latest_tokens: mx.array | None = None
-        self._clock = _Clock()
+        self._stopwatch = Stopwatch(clock)
 
     @property
     def facts(self) -> RunnerFacts:
@@ -53,7 +53,7 @@ class PagedRunner:
 
     def launch(self, plan: Plan) -> None:
         """Start a step."""
-        began_s = time.perf_counter()
+        began_s = self._stopwatch.now()
         if plan.wipes:
             self._store.pools.wipe(plan.wipes)
         if plan.copies:
@@ -88,7 +88,7 @@ class PagedRunner:
         except BaseException:
             self._launched.clear()  # they build on this one
             raise
-        chunks_s, rows_s = self._clock.divide(step.began_s, len(tokens), step.num_chunk_tokens)
+        chunks_s, rows_s = self._stopwatch.divide(step.began_s, len(tokens), step.num_chunk_tokens)
         return Outcome(
             tokens=tuple(tokens),
             logprobs=logprobs,
@@ -113,30 +113,6 @@ class PagedRunner:
         places = [self._latest.get(row.sequence, 0) if row.token is None else 0 for row in rows]
         taken = self._latest_tokens[mx.array(places)].astype(mx.uint32)
         return taken if all(unknown) else mx.where(mx.array(unknown), taken, known)
-
-
-class _Clock:
-    """Divides a step's time between its rows and its chunks, which share one forward.
-
-    Rows are said to take what they take alone; the chunks take the rest.
-    """
-
-    def __init__(self) -> None:
-        self._free_s = 0.0
-        """When the device had done the step before."""
-        self._row_s = 0.0
-
-    def divide(self, began_s: float, num_rows: int, num_chunk_tokens: int) -> tuple[float, float]:
-        """Seconds for the chunks and for the rows of a step that has just ended."""
-        now_s = time.perf_counter()
-        took_s = now_s - max(began_s, self._free_s)
-        self._free_s = now_s
-        if not num_chunk_tokens:
-            self._row_s = took_s if self._row_s == 0 else self._row_s + _WEIGHT * (took_s - self._row_s)
-            return 0.0, took_s
-        share = num_rows / (num_rows + num_chunk_tokens)
-        rows_s = min(self._row_s, took_s / 2) if num_rows and self._row_s else took_s * share
-        return took_s - rows_s, rows_s
 
 
 def _numbers(array: mx.array) -> list[int]:

@@ -62,7 +62,6 @@ class Engine:
     ) -> None:
         self._runner = runner
         self._detokenizer = detokenizer
-        self._grammars = grammars
         self._clock = clock
         self._facts = runner.facts
         self._scheduler = Scheduler(runner.facts, options.scheduler, runner.forget)
@@ -87,6 +86,14 @@ class Engine:
     def has_work(self) -> bool:
         """Whether there is a step to make."""
         return bool(self._requests or self._flights)
+
+    def has_prompt_over(self, num_tokens: int) -> bool:
+        """Whether a running sequence has more of its prompt before it than that."""
+        return any(sequence.num_behind > num_tokens for sequence in self._scheduler.running)
+
+    def limit_prompts(self, num_tokens: int | None) -> None:
+        """Compute no more prompt tokens in a step than that; None: as many as fit."""
+        self._scheduler.pace.limit_tokens = num_tokens
 
     @property
     def stats(self) -> Stats:
@@ -189,12 +196,8 @@ class Engine:
         for index, sequence in enumerate(flight.chunks):
             chunk = flight.plan.chunks[index]
             self._advance(sequence, chunk.start + len(chunk.tokens), is_failed=index in outcome.failed_chunks)
-        guided = []
         for sequence, places in groupby(range(len(flight.rows)), lambda index: flight.rows[index]):
             self._settle_rows(sequence, flight, outcome, list(places))
-            if sequence.guide is not None and sequence.state != "over":
-                guided.append(sequence)
-        self._guide(guided)
 
     def _settle_rows(self, sequence: Sequence, flight: Flight, outcome: Outcome, places: list[int]) -> None:
         """Take over the rows of one sequence: the prompt's logprobs, the next token, or both."""
@@ -227,17 +230,6 @@ class Engine:
             sequence.num_scored += 1
         return scored
 
-    def _guide(self, sequences: list[Sequence]) -> None:
-        """Find out what those with a grammar may say next."""
-        if self._grammars is None or not sequences:
-            return
-        guides = [sequence.guide for sequence in sequences if sequence.guide is not None]
-        result = self._attempt(partial(self._grammars.refresh, guides))
-        for sequence, guide in zip(sequences, guides, strict=True):
-            fault = result if isinstance(result, Fault) else self._attempt(guide.check)
-            if isinstance(fault, Fault) and sequence.state != "over":
-                self._fail(sequence, fault)
-
     def _advance(self, sequence: Sequence, end: int, *, is_failed: bool) -> bool:
         """A sequence is computed up to `end`; False when it is not there any more."""
         if sequence.state == "over":
@@ -262,6 +254,10 @@ class Engine:
         self._events.append(delta)
         if delta.finish_reason is not None:
             self._finish(sequence)
+        elif sequence.guide is not None:
+            refreshed = self._attempt(sequence.guide.refresh)
+            if isinstance(refreshed, Fault):
+                self._fail(sequence, refreshed)
 
     def _delta(self, sequence: Sequence, token_id: int, found: RowLogprobs | None) -> Delta:
         """What one more token says; with a grammar, the answer may be complete by it."""

@@ -6,9 +6,10 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
+from mlxm.engine.formats_lark import Rules, Written
 from mlxm.engine.formats_reader import Reader, Reading
 from mlxm.engine.formats_schema import ParameterTypes
-from mlxm.types import Event, ReasoningDelta, TextDelta, TokenLogprobs, ToolCallDelta, ToolCallStarted
+from mlxm.types import Event, ReasoningDelta, TextDelta, TokenLogprobs, Tool, ToolCallDelta, ToolCallStarted
 
 NewId = Callable[[], str]
 
@@ -26,6 +27,8 @@ class Outlet:
         self._new_id = new_id
         self._ids: set[str] = set()
         self._events: list[ToolCallStarted | tuple[Literal["text", "reasoning", "arguments"], list[str]]] = []
+        self._token_ids: tuple[int, ...] = ()
+        self._logprobs: tuple[TokenLogprobs, ...] = ()
         self.num_calls = 0
 
     def content(self, text: str) -> None:
@@ -48,24 +51,35 @@ class Outlet:
         self._events.append(ToolCallStarted(choice=self._choice, index=self.num_calls, id=call_id, name=name))
         self.num_calls += 1
 
-    def drain(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> list[Event]:
-        """The events since last time; the tokens go with the first of them that can carry any."""
-        events: list[Event] = []
+    def carry(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> None:
+        """These tokens go with the next text."""
+        self._token_ids += token_ids
+        self._logprobs += logprobs
+
+    def drain(self) -> list[Event]:
+        """The events since last time."""
         index = self.num_calls - 1 - sum(isinstance(event, ToolCallStarted) for event in self._events)
+        events: list[Event] = []
         for event in self._events:
             if isinstance(event, ToolCallStarted):
                 index = event.index
                 events.append(event)
-                continue
-            kind, pieces = event
-            if kind == "arguments":
-                events.append(ToolCallDelta(self._choice, index, "".join(pieces)))
-                continue
-            delta = TextDelta if kind == "text" else ReasoningDelta
-            events.append(delta(self._choice, "".join(pieces), token_ids, logprobs))
-            token_ids, logprobs = (), ()
+            elif event[0] == "arguments":
+                events.append(ToolCallDelta(self._choice, index, "".join(event[1])))
+            else:
+                events.append(self._delta(TextDelta if event[0] == "text" else ReasoningDelta, "".join(event[1])))
         self._events.clear()
         return events
+
+    def finish(self) -> list[Event]:
+        """The last events; tokens that no text came for go with an empty one."""
+        events = self.drain()
+        return [*events, self._delta(TextDelta, "")] if self._token_ids else events
+
+    def _delta(self, kind: type[TextDelta | ReasoningDelta], text: str) -> TextDelta | ReasoningDelta:
+        delta = kind(self._choice, text, self._token_ids, self._logprobs)
+        self._token_ids, self._logprobs = (), ()
+        return delta
 
     def _add(self, kind: Literal["text", "reasoning", "arguments"], text: str) -> None:
         if not text:
@@ -90,6 +104,11 @@ class Calls:
         """How many calls there are so far."""
         return self._outlet.num_calls
 
+    @property
+    def tool_names(self) -> tuple[str, ...]:
+        """The tools that the request offers."""
+        return tuple(self._tools)
+
     def knows(self, name: str) -> bool:
         """Whether the request offers a tool of that name."""
         return name in self._tools
@@ -99,7 +118,8 @@ class Calls:
         return self._tools.get(name, {})
 
     def start(self, name: str, call_id: str | None = None) -> None:
-        """A call begins; it cannot be taken back."""
+        """A call begins, which cannot be taken back; raises NotACall when it took too much text to say so."""
+        self.reader.check_held()
         self.reader.release()
         self._outlet.start_call(name, call_id)
 
@@ -140,4 +160,8 @@ class ToolFormat(Protocol):
 
     def read(self, opener: str, calls: Calls) -> Reading[None]:
         """Read calls from behind the opener on; raises NotACall."""
+        ...
+
+    def write(self, rules: Rules, tools: Sequence[Tool], *, several: bool) -> Written:
+        """What the model has to write to call one of the tools, or several times."""
         ...

@@ -1,7 +1,7 @@
-"""The harmony layout of gpt-oss: an answer is several messages, each with a channel, and a call is one with a recipient.
+"""The harmony layout of gpt-oss: an answer is messages, each with a channel, and a call is one with a recipient.
 
-    <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…
-    <|start|>assistant<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}<|call|>
+<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…
+<|start|>assistant<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}<|call|>
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from mlxm.engine.formats_calls import Calls, Outlet
-from mlxm.engine.formats_reader import WHITESPACE, Literals, NotACall, Reader, Reading
+from mlxm.engine.formats_reader import WHITESPACE, Literals, NotACall, Reading
 
 MARKERS: Final = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 _START, _CHANNEL, _, _MESSAGE, *_ENDS = MARKERS
@@ -19,9 +19,15 @@ _HEADER_ENDS: Final = Literals((_MESSAGE, *_ENDS))
 _BODY_ENDS: Final = Literals((_START, _CHANNEL, *_ENDS))
 _END_MARKS: Final = Literals(_ENDS)
 _NEXT_HEADER: Final = frozenset({_START, _CHANNEL})
-_CHANNEL_NAME: Final = re.compile(r"<\|channel\|>\s*(\w+)")
-_RECIPIENT: Final = re.compile(r"\bto=([^\s<]+)")
-_BEGUN_HEADER: Final = re.compile(r"(?:<\|start\|>)?\w*(?:<\|channel\|>\s*\w*\s*)?(?:<\|constrain\|>\w*)?")
+_CHANNELS: Final = ("analysis", "commentary", "final")
+_HEADER: Final = re.compile(
+    r"(?:<\|start\|>)?(?:assistant)?(?: to=(?P<role_recipient>[^\s<]+))?"
+    r"(?:<\|channel\|>(?P<channel>analysis|commentary|final)(?: to=(?P<recipient>[^\s<]+))?"
+    r"(?:(?:\s*<\|constrain\|>|\s+)(?:json|code))?\s*)?"
+)
+_LONE_HEADERS: Final = tuple(
+    start + _CHANNEL + channel for start in ("", _START + "assistant") for channel in _CHANNELS
+)
 _HEADER_LIMIT: Final = 512
 _PREFIX: Final = "functions."
 
@@ -29,12 +35,12 @@ _PREFIX: Final = "functions."
 class HarmonyAnswer:
     """Reads messages until the text ends; without `takes_calls`, those to tools are plain content."""
 
-    def __init__(self, reader: Reader, outlet: Outlet, calls: Calls, *, ending: str, takes_calls: bool) -> None:
-        self._reader = reader
+    def __init__(self, calls: Calls, outlet: Outlet, *, ending: str, takes_calls: bool) -> None:
+        self._reader = calls.reader
         self._outlet = outlet
         self._calls = calls
         self._takes_calls = takes_calls
-        self._ending = ending.rpartition(_START)[2]
+        self._ending = ending.rpartition(_START)[2] if _START in ending or _CHANNEL in ending else ""
 
     def read(self) -> Reading[None]:
         """Read the whole answer, which may begin inside of a message that the prompt has opened."""
@@ -61,24 +67,24 @@ class HarmonyAnswer:
             return (yield from reader.stream(_BODY_ENDS, self._outlet.content)) or ""
         reader.release()
         if mark == _MESSAGE:
-            return yield from self._read_body(prompted, begun + text)
-        if not _BEGUN_HEADER.fullmatch(begun + text):  # an answer that ends in its header has said nothing
+            return (yield from self._read_body(prompted, begun + text))
+        if not any(header.startswith(begun + text) for header in _LONE_HEADERS):  # else nothing has been said yet
             self._outlet.content(begun + text)
         return mark or ""
 
     def _read_body(self, prompted: str, written: str) -> Reading[str]:
         """Read a message from behind its header, of which the prompt has the first part."""
-        channel = _CHANNEL_NAME.search(prompted + written)
-        recipient = _RECIPIENT.search(prompted + written)
-        is_thought = channel is not None and channel[1] == "analysis"
+        header = _HEADER.fullmatch(prompted + written)
+        recipient = None if header is None else header["recipient"] or header["role_recipient"]
+        is_thought = header is not None and header["channel"] == "analysis"
         emit = self._outlet.reasoning if is_thought else self._outlet.content
-        if recipient is None or (is_thought and not self._is_tool(recipient[1])):
-            return (yield from self._reader.stream(_BODY_ENDS, emit)) or ""
-        space = yield from self._reader.take_run(WHITESPACE)
-        if not self._takes_calls or not (yield from self._begin_call(recipient[1].removeprefix(_PREFIX))):
+        is_call = recipient is not None and (self._is_tool(recipient) or not is_thought)
+        space = (yield from self._reader.take_run(WHITESPACE)) if is_call else ""
+        if is_call and self._takes_calls and (yield from self._begin_call(str(recipient).removeprefix(_PREFIX))):
+            emit = self._calls.arguments
+        elif header is None or is_call:
             emit(written + (_MESSAGE if written else "") + space)
-            return (yield from self._reader.stream(_BODY_ENDS, emit)) or ""
-        return (yield from self._reader.stream(_BODY_ENDS, self._calls.arguments)) or ""
+        return (yield from self._reader.stream(_BODY_ENDS, emit)) or ""
 
     def _is_tool(self, recipient: str) -> bool:
         """What the model may say to tools of its own, such as browser.search, is part of its thoughts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -9,12 +10,14 @@ from typing import Final
 import msgspec
 
 from mlxm.engine.formats_calls import Calls
+from mlxm.engine.formats_lark import Rules, Written, arguments_of
 from mlxm.engine.formats_reader import WHITESPACE, Literals, NotACall, Reader, Reading, decode_json
+from mlxm.types import Tool
 
 _NAME_KEYS: Final = frozenset({"name", "tool_name", "function"})
 _ARGUMENT_KEYS: Final = frozenset({"arguments", "parameters"})
 _ID_KEYS: Final = frozenset({"id"})
-_OTHER_KEYS: Final = frozenset({"id", "type"})
+_OTHER_KEYS: Final = frozenset({"id", "index", "tool_call_id", "type"})
 _COMMA: Final = Literals((",",))
 _COLON: Final = Literals((":",))
 _SEMICOLON: Final = Literals((";",))
@@ -22,6 +25,7 @@ _BRACE: Final = Literals(("{",))
 _CLOSING_BRACE: Final = Literals(("}",))
 _BRACKETS: Final = Literals(("[", "]"))
 _FENCE: Final = Literals(("```",))
+_INDEX: Final = "\0"
 _HEAD_LIMIT: Final = 512
 
 
@@ -37,6 +41,11 @@ class JsonCalls(msgspec.Struct, frozen=True, kw_only=True):
     close: str = ""
     before: str = ""
     also_bare: bool = False
+    keys: tuple[str, str] = ("name", "arguments")
+    """How the family itself writes the two."""
+    writes_list: bool = False
+    pad: str = ""
+    """What the family writes inside its tags."""
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -67,6 +76,25 @@ class JsonCalls(msgspec.Struct, frozen=True, kw_only=True):
             yield from _read_close(reader, Literals((self.close,)))
         elif self.also_bare:
             yield from self._read_more_bare(calls)
+
+    def write(self, rules: Rules, tools: Sequence[Tool], *, several: bool) -> Written:
+        """Objects in a list, or each in tags of its own."""
+        name_key, arguments_key = self.keys
+        call = rules.one_of(
+            rules.text(f'{{"{name_key}": {json.dumps(tool.name)}, "{arguments_key}": ')
+            + f" {arguments_of(tool, rules)} "
+            + rules.text("}")
+            for tool in tools
+        )
+        opener = "" if self.also_bare else self.opens[0]
+        between, end = rules.text(", " if self.writes_list else "; "), rules.text(self.pad + self.close)
+        if self.writes_list:
+            more = f"({between} {call})*" if several else ""
+            return Written(opener, f"{rules.text(self.pad + '[')} {call} {more} {rules.text(']')} {end}")
+        if opener:
+            between = f"{end} {rules.text(self.before + opener + self.pad)}"
+        more = f"({between} {call})*" if several else ""
+        return Written(opener, f"{rules.text(self.pad)} {call} {more} {end}")
 
     def _read_more_bare(self, calls: Calls) -> Reading[None]:
         """Further objects, with or without semicolons between them."""
@@ -162,10 +190,10 @@ class _Envelope:
             yield from self._stream_arguments()
         elif key in _ARGUMENT_KEYS and not self._is_started:
             self._arguments = _as_object((yield from self._reader.take_json()))
-        elif self._is_bare and key not in _OTHER_KEYS:
-            raise NotACall
-        else:
+        elif key in _OTHER_KEYS:
             yield from self._reader.take_json()
+        else:
+            raise NotACall
 
     def _stream_arguments(self) -> Reading[None]:
         self._reader.advance(1)
@@ -217,6 +245,8 @@ class HeadedCalls(msgspec.Struct, frozen=True, kw_only=True):
     """Whether another head may follow with no opener of its own."""
     head_markers: tuple[str, ...] = ()
     """Markup inside of heads."""
+    writes: tuple[str, str] = ("{name}", "")
+    """What the family itself writes before the arguments, and between them and the closing markup."""
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -249,6 +279,23 @@ class HeadedCalls(msgspec.Struct, frozen=True, kw_only=True):
             if (yield from reader.take(opens)) is None and not self.goes_on_bare:
                 reader.rewind()
                 return
+
+    def write(self, rules: Rules, tools: Sequence[Tool], *, several: bool) -> Written:
+        """Heads with arguments, inside the section if there is one."""
+        call = rules.one_of(
+            f"{self._write_head(tool, rules)} {arguments_of(tool, rules)} {rules.text(self.writes[1] + self.close)}"
+            for tool in tools
+        )
+        own = self.opens[0] if self.opens else ""
+        may_repeat = several and bool(own)
+        more = f"({rules.text((self.before if self.section[0] else '') + own)} {call})*" if may_repeat else ""
+        if self.section[0]:
+            return Written(self.section[0], f"{rules.text(own)} {call} {more} {rules.text(self.section[1])}")
+        return Written(own, f"{call} {more}")
+
+    def _write_head(self, tool: Tool, rules: Rules) -> str:
+        before, index, after = self.writes[0].format(name=tool.name, index=_INDEX).partition(_INDEX)
+        return f"{rules.text(before)} /[0-9][0-9]?/ {rules.text(after)}" if index else rules.text(before)
 
     def _read_call(self, named: str, calls: Calls) -> Reading[None]:
         reader = calls.reader

@@ -10,8 +10,10 @@ from typing import Any, Final
 import msgspec
 
 from mlxm.engine.formats_calls import Calls
+from mlxm.engine.formats_lark import Rules, Written, parameters_of
 from mlxm.engine.formats_reader import Literals, NotACall, Reader, Reading
 from mlxm.engine.formats_schema import parse_python
+from mlxm.types import Tool
 
 _LIMIT: Final = 1 << 16
 _LITERALS: Final = {"true": True, "false": False, "null": None}
@@ -54,6 +56,30 @@ class PythonCalls(msgspec.Struct, frozen=True, kw_only=True):
             calls.start(name)
             calls.arguments(arguments)
         calls.end()
+
+    def write(self, rules: Rules, tools: Sequence[Tool], *, several: bool) -> Written:
+        """A list of calls."""
+        call = rules.one_of(_write_call(rules, tool) for tool in tools)
+        more = f"({rules.text(', ')} {call})*" if several else ""
+        return Written(self.open, f"{rules.text('[')} {call} {more} {rules.text(']' + self.close)}")
+
+
+def _write_call(rules: Rules, tool: Tool) -> str:
+    """The arguments in order; each of those that need not be there may be the first one if none need be."""
+    parameters = parameters_of(tool)
+    values = [rules.json(parameter.schema, is_strict=tool.is_strict) for parameter in parameters]
+    names = [rules.text(parameter.name + "=") for parameter in parameters]
+    pairs = [rules.rule(f"{name} {value}") for name, value in zip(names, values, strict=True)]
+    num_required = sum(parameter.is_required for parameter in parameters)
+    comma = rules.text(", ")
+    optional = [f"({comma} {pair})?" for pair in pairs]
+    needed = f" {comma} ".join(pairs[:num_required])
+    if num_required:
+        inside = " ".join((needed, *optional[num_required:]))
+    else:
+        starts = [" ".join((pair, *optional[place + 1 :])) for place, pair in enumerate(pairs)]
+        inside = f"({' | '.join(starts)})?" if starts else ""
+    return rules.rule(f"{rules.text(tool.name + '(')} {inside} {rules.text(')')}")
 
 
 def _take_list(reader: Reader) -> Reading[str]:
@@ -125,7 +151,7 @@ def _value(node: ast.expr) -> Any:
 
 
 class _Literals(ast.NodeTransformer):
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 - the name that ast calls
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id not in _LITERALS:
             return node
         return ast.copy_location(ast.Constant(_LITERALS[node.id]), node)

@@ -18,6 +18,7 @@ Reading = Generator[None, None, T]
 
 WHITESPACE: Final = " \t\r\n"
 _HELD_LIMIT: Final = 1 << 16
+_LOOK_AHEAD: Final = 1 << 10
 _OUTSIDE_STRING: Final = re.compile(r'["{}\[\]<`]')
 _INSIDE_STRING: Final = re.compile(r'["\\]')
 _OPENING: Final = frozenset("{[")
@@ -78,9 +79,9 @@ class Reader:
 
     # ── marks ────────────────────────────────────────────────────────────────────────────────────
 
-    def hold(self) -> None:
-        """Remember this place; what is read from here on can be read again."""
-        self._mark = self._at
+    def hold(self, before: int = 0) -> None:
+        """Remember this place, or one that many characters before it; what is read from there on can be read again."""
+        self._mark = self._at - before
 
     def rewind(self) -> None:
         """Go back to the mark."""
@@ -89,6 +90,11 @@ class Reader:
     def release(self) -> None:
         """Forget the mark: what was read is certain."""
         self._mark = None
+
+    def check_held(self) -> None:
+        """Raise NotACall when more is held than ever is, however it came."""
+        if self._mark is not None and self._at - self._mark > _HELD_LIMIT:
+            raise NotACall
 
     def advance(self, length: int) -> None:
         """Read `length` characters that are known to be there."""
@@ -100,7 +106,7 @@ class Reader:
         """Wait for more text; False when none will come. Raises NotACall when too much is held."""
         if self.is_complete:
             return False
-        if self._mark is not None and len(self._text) - self._mark > _HELD_LIMIT:
+        if self._mark is not None and len(self._text) - self._mark > _HELD_LIMIT + _LOOK_AHEAD:
             raise NotACall
         yield
         return True
@@ -216,10 +222,7 @@ class Reader:
         """Read a JSON string and what it says; raises NotACall when none comes."""
         if (yield from self.next_character()) != '"':
             raise NotACall
-        text = decode_json((yield from self.take_json()))
-        if not isinstance(text, str):
-            raise NotACall
-        return text
+        return str(decode_json((yield from self.take_json())))
 
     def _take_string(self, pieces: list[str]) -> Reading[None]:
         pieces.append('"')

@@ -49,15 +49,19 @@ def read_types(tool: Tool) -> ParameterTypes:
 def _types(schema: Any, root: dict[str, Any], depth: int) -> Iterator[JsonType]:
     if not isinstance(schema, dict) or depth == 0:
         return
-    named = schema.get("type", ())
-    for name in [named] if isinstance(named, str) else named:
+    named = schema.get("type")
+    for name in [named] if isinstance(named, str) else _list(named):
         yield from (known for known in _ALL_TYPES if known == name)
-    for value in [*schema.get("enum", ()), *([schema["const"]] if "const" in schema else ())]:
+    for value in [*_list(schema.get("enum")), *([schema["const"]] if "const" in schema else ())]:
         yield _type_of(value)
-    for part in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())):
+    for part in (part for key in ("anyOf", "oneOf", "allOf") for part in _list(schema.get(key))):
         yield from _types(part, root, depth - 1)
     if isinstance(schema.get("$ref"), str):
         yield from _types(_find(schema["$ref"], root), root, depth - 1)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _type_of(value: Any) -> JsonType:
@@ -130,7 +134,7 @@ def parse_python(text: str, mode: Literal["exec"]) -> ast.Module: ...
 @overload
 def parse_python(text: str, mode: Literal["eval"]) -> ast.Expression: ...
 def parse_python(text: str, mode: Literal["exec", "eval"]) -> ast.AST:
-    """The tree of a Python text; what Python would warn about, as `"\\d"`, is the model's matter."""
+    """The tree of a Python text; what Python would warn about is the model's matter."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore")
         return ast.parse(text, mode=mode)

@@ -10,10 +10,13 @@ from typing import Final
 import msgspec
 
 from mlxm.engine.formats_calls import Calls
+from mlxm.engine.formats_lark import Parameter, Rules, Written, parameters_of
 from mlxm.engine.formats_reader import WHITESPACE, Literals, NotACall, Reading
-from mlxm.engine.formats_schema import JsonType, is_text, to_json
+from mlxm.engine.formats_schema import JsonType, is_text, read_types, to_json
+from mlxm.types import Tool
 
 _NAME: Final = re.compile(r"[\w.:/-]+")
+_NEWLINE: Final = "\n"
 _NAME_LIMIT: Final = 256
 _QUOTED: Final = re.compile(r"([\"'])(.*?)\1(?:\s.*)?", re.DOTALL)
 
@@ -35,6 +38,8 @@ class TaggedCalls(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the template puts a newline before and after each value."""
     untyped_is_text: bool = True
     """Whether a value of a parameter that the schema lacks is a string whatever it looks like."""
+    quote: str = ""
+    """What the family writes around names."""
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -67,6 +72,38 @@ class TaggedCalls(msgspec.Struct, frozen=True, kw_only=True):
                 reader.rewind()
                 return
 
+    def write(self, rules: Rules, tools: Sequence[Tool], *, several: bool) -> Written:
+        """Calls on lines of their own, with what their parameters demand."""
+        call = rules.one_of(self._write_call(rules, tool) for tool in tools)
+        if not self.open:
+            more = f"({rules.text(self.before + self.section[0])} {call})*" if several else ""
+            return Written(self.section[0], f"{call} {more}")
+        start, end = rules.text("\n" + self.open), rules.text("\n" + self.section[1])
+        more = f"({start} {call})*" if several else ""
+        return Written(self.section[0], f"{start} {call} {more} {end}")
+
+    def _write_call(self, rules: Rules, tool: Tool) -> str:
+        types = read_types(tool)
+        parts = [
+            self._write_value(rules, tool, parameter, types.get(parameter.name)) for parameter in parameters_of(tool)
+        ]
+        head = f"{self.quote}{tool.name}{self.quote}{self.name_ends[0]}".rstrip("\n") + "\n"
+        return rules.rule(" ".join((rules.text(head), *parts, rules.text(self.close))))
+
+    def _write_value(self, rules: Rules, tool: Tool, parameter: Parameter, types: frozenset[JsonType] | None) -> str:
+        pad = "\n" if self.pads_values else ""
+        tags = f"{self.key_open}{self.quote}{parameter.name}{self.quote}" + "\n".join(self.key_end.split()) + pad
+        end = pad + self.value_close
+        allowed = parameter.schema.get("enum", [parameter.schema["const"]] if "const" in parameter.schema else [])
+        if types and "string" not in types:
+            value = f"{rules.json(parameter.schema, is_strict=tool.is_strict)} {rules.text(end)}"
+        elif allowed and all(isinstance(one, str) for one in allowed):
+            value = f"{rules.one_of(map(rules.text, allowed))} {rules.text(end)}"
+        else:
+            value = rules.until(end)
+        written = rules.rule(f"{rules.text(tags)} {value} {rules.text(_NEWLINE)}")
+        return written if parameter.is_required else f"{written}?"
+
 
 class _TaggedCall:
     def __init__(self, layout: TaggedCalls, calls: Calls) -> None:
@@ -90,9 +127,9 @@ class _TaggedCall:
                 return
             has_key = yield from self._comes(self._key_open)
         self._calls.arguments("}" if self._has_values else "{}")
+        if tag != self._layout.close:
+            yield from self._comes(self._close)
         self._calls.end()
-        if tag != self._layout.close and (yield from self._comes(self._close)):
-            self._calls.end()
 
     def _read_name(self) -> Reading[tuple[str, str]]:
         """The name, and the tag behind it, which is a key's or the end."""
@@ -122,29 +159,27 @@ class _TaggedCall:
         """What the value belongs to; None, with the tag unread again, when that never becomes clear."""
         layout, reader = self._layout, self._reader
         parts = layout.key_end.split()
-        reader.advance(-len(layout.key_open))
-        reader.hold()
-        reader.advance(len(layout.key_open))
+        reader.hold(before=len(layout.key_open))
         try:
             key, end = yield from reader.take_until(Literals(parts[:1]), _NAME_LIMIT)
             for tag in parts[1:]:
                 yield from reader.take_run(WHITESPACE)
                 end = yield from reader.take(Literals((tag,)))
-            if end is None:
-                raise NotACall
         except NotACall:
+            end = None
+        if end is None:
             reader.rewind()
-            return None
-        finally:
-            reader.release()
-        return _bare(key)
+        reader.release()
+        return None if end is None else _bare(key)
 
     def _read_value(self, types: frozenset[JsonType] | None) -> Reading[bool]:
         """Hand the value out, text as it comes and anything else when it is whole; False when it has no end."""
         layout = self._layout
         if layout.pads_values:
             yield from self._reader.take_prefix("\n")
-        ends = Literals((layout.value_close, "\n" + layout.value_close) if layout.pads_values else (layout.value_close,))
+        ends = Literals(
+            (layout.value_close, "\n" + layout.value_close) if layout.pads_values else (layout.value_close,)
+        )
         if is_text(types, untyped_is_text=layout.untyped_is_text):
             self._calls.arguments('"')
             if (yield from self._reader.stream(ends, self._quote)) is None:

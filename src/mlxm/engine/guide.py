@@ -6,19 +6,18 @@ answer stands, whatever steps were lost on the way. Its mask is what the sequenc
 
 from __future__ import annotations
 
-import ctypes
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mlxm.engine.grammar import PARAM, limits, refusal, source_of
 from mlxm.engine.output import Pattern
-from mlxm.errors import InternalError, UnsupportedParameter
+from mlxm.errors import UnsupportedParameter
 from mlxm.types import Grammar
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 _PLACES = 32
 _WORD_BITS = 32
@@ -44,32 +43,9 @@ class Grammars:
             self._built.popitem(last=False)
         return Guide(built)
 
-    def refresh(self, guides: Sequence[Guide]) -> None:
-        """Give guides whose answers have grown their next masks; which of them failed, each says itself."""
-        stale = [guide for guide in guides if guide.is_stale]
-        if len(stale) == 1:
-            stale[0].refresh()
-        elif stale:
-            self._refresh_together(stale)
-
-    def _refresh_together(self, guides: list[Guide]) -> None:
-        size = self._vocabulary.mask_bytes
-        buffer = (ctypes.c_char * (size * len(guides)))()
-        work = [(guide.matcher, place) for place, guide in enumerate(guides)]
-        self._executor.unsafe_compute_mask_ptr(work, ctypes.addressof(buffer), size, len(guides))
-        masks = bytes(buffer)
-        for place, guide in enumerate(guides):
-            guide.set_mask(masks[place * size : (place + 1) * size])
-
     @cached_property
     def _vocabulary(self) -> _Vocabulary:
         return _Vocabulary(self._tokenizer_json(), self._vocab_size, self._stop_ids)
-
-    @cached_property
-    def _executor(self) -> LLExecutor:
-        from llguidance import LLExecutor  # noqa: PLC0415  (needed by the first grammar)
-
-        return LLExecutor()
 
 
 class Guide:
@@ -79,7 +55,7 @@ class Guide:
         self._built = built
         self._matcher: LLMatcher | None = None
         self._num_matched = 0
-        self.is_stale = False
+        self._is_stale = False
         self.mask = built.first_mask if built.marker is None else built.free_mask(0)
         """What may come next, a bit for each token; None means anything."""
 
@@ -97,18 +73,12 @@ class Guide:
         return self._accept([token_id])
 
     def refresh(self) -> None:
-        """Compute what may come next."""
-        self.set_mask(self.matcher.compute_bitmask())
-
-    def set_mask(self, mask: bytes) -> None:
-        """Take over what may come next."""
-        self.mask = mask
-        self.is_stale = False
-
-    def check(self) -> None:
-        """Raise what has made the grammar fail, if anything."""
-        if self._matcher is not None and self._matcher.is_error():
-            raise refusal(self._matcher.get_error())
+        """Compute what may come next; raises InvalidRequest where that costs more than a grammar may."""
+        if self._is_stale:
+            self.mask = self.matcher.compute_bitmask()
+            if self.matcher.is_error():
+                raise refusal(self.matcher.get_error())
+            self._is_stale = False
 
     def _accept_free(self, marker: bytes, token_id: int) -> bool:
         pattern = Pattern(marker, self._num_matched)
@@ -122,10 +92,9 @@ class Guide:
 
     def _accept(self, token_ids: list[int]) -> bool:
         if not self.matcher.consume_tokens(token_ids):
-            self.check()
-            raise InternalError("A token was chosen that its grammar does not allow.")
+            raise refusal(self.matcher.get_error())
         is_complete = self.matcher.is_stopped()
-        self.is_stale = not is_complete
+        self._is_stale = not is_complete
         return is_complete
 
 

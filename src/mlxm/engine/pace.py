@@ -23,8 +23,11 @@ class PaceOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens of a step in which nobody waits for a next token."""
     min_chunk_tokens: int = 16
     """Prompt tokens of any step, however slow they are."""
-    prefill_share: float = 2 / 3
-    """The part of a step that prompts may take while streams run: with 2/3 a step takes three times a quiet one."""
+    slowdown: float = 2.75
+    """How many times a quiet step one may take that also computes a prompt.
+
+    Three is what readers are promised; the rest is for steps that turn out slower than those before them.
+    """
 
 
 class Pace:
@@ -32,6 +35,8 @@ class Pace:
 
     def __init__(self, options: PaceOptions) -> None:
         self._options = options
+        self.limit_tokens: int | None = None
+        """Prompt tokens of a step while it is another worker's turn to compute long prompts."""
         self._rows_s = 0.0
         self._token_s: dict[bool, float] = {}
         """Seconds per prompt token by whether rows ran beside it: small chunks are dearer than large ones."""
@@ -50,13 +55,17 @@ class Pace:
         They grow with the root of the number of prompts: the more of them wait, the more is gained when they are
         soon computed together, and the longer may those wait who are reading already.
         """
+        tokens = self._fitting(num_rows, num_prompts)
+        return tokens if self.limit_tokens is None else min(tokens, self.limit_tokens)
+
+    def _fitting(self, num_rows: int, num_prompts: int) -> int:
         options = self._options
         if num_rows == 0:
             return options.max_chunk_tokens
         token_s = self._token_s.get(True, self._token_s.get(False, 0.0))
         if self._rows_s == 0 or token_s == 0:
             return options.min_chunk_tokens
-        share_s = self._rows_s * options.prefill_share / (1 - options.prefill_share)
+        share_s = self._rows_s * (options.slowdown - 1)
         wanted = share_s * math.sqrt(num_prompts) / token_s
         return round(min(max(wanted, options.min_chunk_tokens), options.max_chunk_tokens))
 

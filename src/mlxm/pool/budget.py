@@ -6,7 +6,7 @@ make use of while there is room, at least as large as one conversation needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ import msgspec
 
 from mlxm.catalog.cache_shape import CacheShape
 from mlxm.catalog.characteristics import Characteristics, describe
-from mlxm.catalog.memory import kv_bytes
+from mlxm.catalog.memory import estimate, kv_bytes
 from mlxm.errors import ModelBroken
 
 GB: Final = 1000**3
@@ -27,13 +27,17 @@ _USUAL_TOKENS: Final = 32_768
 _LEAST_TOKENS: Final = 4096
 """With less room than for this a model is of no use."""
 _ROW_TOKENS: Final = 4096
-_CHUNK_TOKENS: Final = 512
-"""How much of a prompt is computed at once."""
-_LIVE_VALUES: Final = 16
-"""Bytes per token and hidden value while a prompt is computed, over what is kept anyway."""
+_CACHE_STEPS: Final = 3
+"""Freed memory is kept for as much as so many large steps take; with less, each of them asks the system again."""
+_LEAST_CACHE_BYTES: Final = 32 * 1000**2
+_MOST_CACHE_BYTES: Final = 2 * GB
+_STATE_COPIES: Final = 4
+"""Batches of states and of mlx-lm's caches are copied when a sequence joins or leaves."""
 _UNKNOWN_CONTEXT: Final = 4096
 _UNKNOWN_TOKEN_BYTES: Final = 1 << 17
 _BLOCK_TOKENS: Final = 32
+_GPU_VALUE_BITS: Final = 16
+_CPU_VALUE_BITS: Final = 32
 
 
 class MemoryLimit(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +76,8 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     fixed_bytes: int
+    cache_bytes: int | None = None
+    """How much of it is for freed memory that is kept; None leaves that to the worker."""
     least_kv_bytes: int = 0
     usual_kv_bytes: int = 0
     most_kv_bytes: int = 0
@@ -93,15 +99,20 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
         return max(most, self.least_bytes)
 
 
-Estimate = Callable[[Path, "int | None"], Need]
-"""What the model in a folder needs; the second argument is a context that was asked for. May block."""
+def value_bits_here() -> int:
+    """How wide stores keep keys and values here: on a CPU in single precision, elsewhere as the model has them."""
+    try:
+        version("mlx-cpu")
+    except PackageNotFoundError:
+        return _GPU_VALUE_BITS
+    return _CPU_VALUE_BITS
 
 
 class Estimator(msgspec.Struct, frozen=True, kw_only=True):
     """Reads a model's files; `value_bits` is how wide the machine's stores keep keys and values."""
 
     max_rows: int = 16
-    value_bits: int = 16
+    value_bits: int = _GPU_VALUE_BITS
 
     def __call__(self, folder: Path, context: int | None) -> Need:
         """What the model needs. Files that cannot be understood need nothing: the worker will say what is wrong."""
@@ -109,10 +120,18 @@ class Estimator(msgspec.Struct, frozen=True, kw_only=True):
             known = describe(folder)
         except ModelBroken:
             return Need(fixed_bytes=0)
-        weights = known.weights_bytes if known.weights_bytes is not None else known.size_bytes
-        fixed = (0 if weights is None else weights) + _working_bytes(known, weights)
+        found = estimate(known, known.size_bytes, _USUAL_TOKENS)
+        if found is None:
+            return Need(fixed_bytes=0)
+        cache = min(max(_CACHE_STEPS * found.overhead_bytes, _LEAST_CACHE_BYTES), _MOST_CACHE_BYTES)
         least, usual, most = (self._kv_bytes(known.cache, tokens) for tokens in self._tokens(known, context))
-        return Need(fixed_bytes=fixed, least_kv_bytes=least, usual_kv_bytes=usual, most_kv_bytes=most)
+        return Need(
+            fixed_bytes=found.weights_bytes + cache,
+            cache_bytes=cache,
+            least_kv_bytes=least,
+            usual_kv_bytes=usual,
+            most_kv_bytes=most,
+        )
 
     def _tokens(self, known: Characteristics, context: int | None) -> tuple[int, int, int]:
         """How many tokens there is to be room for: at least, usually, and at most."""
@@ -128,12 +147,9 @@ class Estimator(msgspec.Struct, frozen=True, kw_only=True):
         if cache is None:
             return num_slots * _UNKNOWN_TOKEN_BYTES
         in_blocks = msgspec.structs.replace(cache, window=None if cache.window is None else num_slots)
-        return kv_bytes(in_blocks, num_slots, kv_bits=self.value_bits)
-
-
-def _working_bytes(known: Characteristics, weights_bytes: int | None) -> int:
-    """What computing takes while a prompt is read."""
-    if known.hidden_size is None:
-        return 0 if weights_bytes is None else weights_bytes // _RESERVE_PARTS
-    logits = 0 if known.vocab_size is None else known.vocab_size * _LIVE_VALUES
-    return _CHUNK_TOKENS * known.hidden_size * _LIVE_VALUES + logits
+        if cache.state_values == 0:
+            return kv_bytes(in_blocks, num_slots, kv_bits=self.value_bits)
+        num_rows = max(1, min(self.max_rows, tokens // _ROW_TOKENS))
+        each = msgspec.structs.replace(cache, full_layers=0, window_layers=0)
+        kept = kv_bytes(in_blocks, num_slots, kv_bits=self.value_bits) + (num_rows - 1) * kv_bytes(each, 1)
+        return _STATE_COPIES * kept

@@ -26,6 +26,7 @@ _MAX_BYTES: Final = 1 << 20
 _RETRY_S: Final = 0.01
 _MARK_BYTES: Final = 4
 _PATIENCE_S: Final = 5.0
+_PROC: Final = Path("/proc")
 _START_TICKS: Final = 18
 """The place of the start time among the fields of /proc/PID/stat that follow the state."""
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -91,13 +92,14 @@ class LedgerFile:
         """The file, locked; nobody holds it for longer than it takes to write a few lines."""
         make_folder(self._path.parent.parent)
         make_folder(self._path.parent)
-        deadline_s = asyncio.get_running_loop().time() + _PATIENCE_S
         file = _Locked(self._path)
         try:
-            while not file.lock():
-                if asyncio.get_running_loop().time() > deadline_s:
-                    raise StoreError(f"{self._path} is locked by another process.", hint=f"Remove {self._path}")
-                await asyncio.sleep(_RETRY_S)
+            async with asyncio.timeout(_PATIENCE_S):
+                while not file.lock():  # noqa: ASYNC110  # nobody tells when another process lets go
+                    await asyncio.sleep(_RETRY_S)
+        except TimeoutError:
+            file.close()
+            raise StoreError(f"{self._path} is locked by another process.", hint=f"Remove {self._path}") from None
         except BaseException:
             file.close()
             raise
@@ -157,10 +159,9 @@ def started_of(pid: int) -> str | None:
 
     A zombie computes nothing, and counts as gone.
     """
-    stat = Path(f"/proc/{pid}/stat")
     try:
-        if Path("/proc/self/stat").exists():
-            state, *fields = stat.read_text().rpartition(")")[2].split()
+        if _PROC.exists():
+            state, *fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
             return None if state == "Z" else fields[_START_TICKS]
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.0f}"

@@ -19,7 +19,18 @@ import msgspec
 from mlxm.child import Child
 from mlxm.engine.grammar import refusal
 from mlxm.errors import Draining, InvalidRequest, MlxmError, Overloaded, ProtocolMismatch, TimedOut, WorkerDied
-from mlxm.frames import FromPrep, GrammarVetted, JobFailed, JobStarted, Render, Tokens, VetGrammar
+from mlxm.frames import (
+    Decode,
+    Encode,
+    FromPrep,
+    GrammarVetted,
+    JobFailed,
+    JobStarted,
+    Render,
+    Text,
+    Tokens,
+    VetGrammar,
+)
 from mlxm.prep.limits import EXIT_OVER_MEMORY, job_over_memory, load_over_memory
 from mlxm.types import Grammar, Message
 
@@ -30,8 +41,8 @@ _RETRY_S: Final = 1.0
 _MAX_VERDICTS: Final = 512
 _DIGEST_BYTES: Final = 16
 
-Order = Render | VetGrammar
-Answer = Tokens | GrammarVetted | JobFailed
+Order = Render | Encode | Decode | VetGrammar
+Answer = Tokens | Text | GrammarVetted | JobFailed
 OnDeath = Callable[[MlxmError], None]
 
 
@@ -92,7 +103,27 @@ class Prep:
         Raises InvalidRequest for a conversation that the model's template cannot take in time and memory, ModelBroken
         for files that cannot be used, Overloaded, and WorkerDied when the process died of it twice.
         """
-        answer = await self._enqueue(Render(job=next(self._numbers), path=str(path), messages=tuple(messages)))
+        return await self._tokens(Render(job=next(self._numbers), path=str(path), messages=tuple(messages)))
+
+    async def encode(
+        self, path: Path, text: str, *, suffix: str | None = None, is_bare: bool = False
+    ) -> tuple[int, ...]:
+        """The ids of a text without a template, and of the text after its gap; raises what `render` raises."""
+        number = next(self._numbers)
+        return await self._tokens(Encode(job=number, path=str(path), text=text, suffix=suffix, is_bare=is_bare))
+
+    async def decode(self, path: Path, ids: tuple[int, ...]) -> str:
+        """The text of token ids; raises what `render` raises, and InvalidRequest for ids that are no tokens."""
+        answer = await self._enqueue(Decode(job=next(self._numbers), path=str(path), ids=ids))
+        match answer:
+            case Text():
+                return answer.text
+            case JobFailed():
+                raise answer.fault.error()
+        raise _stray(answer)
+
+    async def _tokens(self, order: Order) -> tuple[int, ...]:
+        answer = await self._enqueue(order)
         match answer:
             case Tokens():
                 return answer.ids

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 import psutil
 
-Level = Literal["normal", "warning", "critical"]
+from mlxm.pool.status import Level
 
 _WARNING_PARTS: Final = 20
 _CRITICAL_PARTS: Final = 40

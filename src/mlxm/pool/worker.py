@@ -6,14 +6,27 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from mlxm.child import Child
 from mlxm.errors import Conflict, Draining, InternalError, MlxmError, ProtocolMismatch, TimedOut, WorkerDied
-from mlxm.frames import Cancel, FromWorker, Generate, Load, Loaded, LoadFailed, LoadProgress, Stats, Step
+from mlxm.frames import (
+    Cancel,
+    FromWorker,
+    Generate,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    PrefillAsked,
+    PrefillGivenBack,
+    PrefillTurn,
+    Shrink,
+    Stats,
+    Step,
+)
 from mlxm.pool.stream import RequestEvent, RequestStream
 from mlxm.store.private import check_folder, make_folder
 
@@ -23,14 +36,16 @@ Progress = Callable[[LoadProgress], None]
 OnDeath = Callable[[MlxmError], None]
 OnWords = Callable[[str, str], None]
 """Told the model's name and a line that its worker wrote on stderr."""
+OnTurn = Callable[["Worker", bool], None]
+"""Told that a worker asks for the turn to compute long prompts, True, or has it no more, False."""
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How workers are started; `blas_threads` None leaves the number to the library.
 
     `scratch` is where mlx compiles the code that it then loads: in a folder that others can write to, they could put
-    code of their own there, or block it. None leaves that to the environment. `kv_bytes` is what a model's keys and
-    values may take, None leaves it to the worker; `verdicts` is the folder that keeps which store is good for them.
+    code of their own there, or block it. None leaves that to the environment. `verdicts` is the
+    folder that keeps which store for keys and values is good for a model.
     """
 
     blas: str = "auto"
@@ -38,7 +53,6 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     hello_timeout_s: float = 60.0
     load_timeout_s: float = 300.0
     scratch: Path | None = None
-    kv_bytes: int | None = None
     max_rows: int = 16
     verdicts: Path | None = None
 
@@ -60,12 +74,27 @@ def ignore(*_: object) -> None:
     """For those who do not want to know."""
 
 
+class Name:
+    """Of which model a process speaks: a spare one learns that late."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
 class Worker:
     """A worker process; the model `name` is what its errors speak of."""
 
-    def __init__(self, child: Child, name: str, options: WorkerOptions, on_death: OnDeath = ignore) -> None:
+    def __init__(
+        self,
+        child: Child,
+        name: Name,
+        options: WorkerOptions,
+        on_death: OnDeath = ignore,
+        on_turn: OnTurn = ignore,
+    ) -> None:
         self._child = child
         self._on_death = on_death
+        self._on_turn = on_turn
         self._name = name
         self._options = options
         self._requests: dict[str, RequestStream] = {}
@@ -74,17 +103,23 @@ class Worker:
         self._report: Progress = ignore
         self._end: MlxmError | None = None
         self._stats: Stats | None = None
-        self._reading = asyncio.create_task(self._read(), name=f"worker {name}")
+        self._reading = asyncio.create_task(self._read(), name=f"worker {name.text}")
 
     @classmethod
     async def start(
-        cls, name: str, options: WorkerOptions, on_death: OnDeath = ignore, on_words: OnWords = ignore
+        cls,
+        name: str,
+        options: WorkerOptions,
+        on_death: OnDeath = ignore,
+        on_words: OnWords = ignore,
+        on_turn: OnTurn = ignore,
     ) -> Worker:
         """Start a worker that has no model yet; raises WorkerDied or ProtocolMismatch.
 
         `on_death` is told why when it dies, now or later, without having been asked to leave; `on_words` of what it
         says on stderr.
         """
+        known_as = Name(name)
         environ = await asyncio.to_thread(options.environ)
         try:
             child = await Child.start(
@@ -93,17 +128,26 @@ class Worker:
                 arguments=options.arguments(),
                 environ=environ,
                 hello_timeout_s=options.hello_timeout_s,
-                on_words=partial(on_words, name),
+                on_words=lambda words: on_words(known_as.text, words),
             )
         except WorkerDied as error:
             on_death(error)
             raise
-        return cls(child, name, options, on_death)
+        return cls(child, known_as, options, on_death, on_turn)
+
+    def rename(self, name: str) -> None:
+        """Speak of another model from now on."""
+        self._name.text = name
 
     @property
     def pid(self) -> int:
         """The worker's process id."""
         return self._child.pid
+
+    @property
+    def end(self) -> MlxmError | None:
+        """Why requests cannot be sent to it any more; None while they can."""
+        return self._end
 
     @property
     def is_alive(self) -> bool:
@@ -125,16 +169,21 @@ class Worker:
         """How it said lately that it is doing."""
         return self._stats
 
-    async def load(self, folder: Path, report: Progress = ignore) -> Loaded:
-        """Load its model; when this raises, the worker has been ended."""
+    async def load(
+        self, folder: Path, report: Progress = ignore, *, kv_bytes: int | None = None, cache_bytes: int | None = None
+    ) -> Loaded:
+        """Load its model; when this raises, the worker has been ended.
+
+        `kv_bytes` is what keys and values may take, `cache_bytes` what may be kept of freed memory.
+        """
         self._report = report
-        self._child.send(self._order_to_load(folder))
+        self._child.send(self._order_to_load(folder, kv_bytes, cache_bytes))
         try:
             async with asyncio.timeout(self._options.load_timeout_s):
                 return await asyncio.shield(self._loaded)
         except TimeoutError:
             await self.kill()
-            raise TimedOut(f"{self._name} was not loaded within {self._options.load_timeout_s:g} s.") from None
+            raise TimedOut(f"{self._name.text} was not loaded within {self._options.load_timeout_s:g} s.") from None
         except MlxmError:
             await self.stop()  # it is leaving already
             raise
@@ -142,10 +191,16 @@ class Worker:
             await self.kill()
             raise
 
-    def _order_to_load(self, folder: Path) -> Load:
+    def _order_to_load(self, folder: Path, kv_bytes: int | None, cache_bytes: int | None) -> Load:
         options = self._options
         verdicts = None if options.verdicts is None else str(options.verdicts)
-        return Load(path=str(folder), kv_bytes=options.kv_bytes, max_rows=options.max_rows, verdicts=verdicts)
+        return Load(
+            path=str(folder),
+            kv_bytes=kv_bytes,
+            cache_bytes=cache_bytes,
+            max_rows=options.max_rows,
+            verdicts=verdicts,
+        )
 
     def generate(self, request: Generate, on_end: Callable[[], None] = ignore) -> RequestStream:
         """Send a request; `on_end` is called once the worker is done with it, by itself or because it died."""
@@ -173,15 +228,29 @@ class Worker:
             raise Conflict(f"A request {request.request_id} is already running.")
         return msgspec.structs.replace(request, request_id=f"{request.request_id}~{next(self._numbers)}")
 
+    def shrink(self) -> None:
+        """Have it give back memory that it only keeps for later; one without a model has none."""
+        if self.loaded is not None:
+            self._child.send(Shrink())
+
+    def give_turn(self, *, has_it: bool) -> None:
+        """Say whether it is its turn to compute long prompts."""
+        self._child.send(PrefillTurn(has_it))
+
+    async def ended(self) -> MlxmError:
+        """Wait until it has ended, in whatever way."""
+        await asyncio.wait([self._reading])
+        return InternalError("It ended.") if self._end is None else self._end
+
     async def stop(self) -> None:
         """Let the worker leave; requests that it still runs fail with Draining."""
-        self._finish(Draining(f"{self._name} is being unloaded.", retry_after_s=1.0))
+        self._finish(Draining(f"{self._name.text} is being unloaded.", retry_after_s=1.0))
         await self._child.stop(_STOP_S)
         await asyncio.wait([self._reading])
 
     async def kill(self) -> None:
         """End the worker now."""
-        self._finish(Draining(f"{self._name} is being unloaded.", retry_after_s=1.0))
+        self._finish(Draining(f"{self._name.text} is being unloaded.", retry_after_s=1.0))
         await self._child.kill()
         await asyncio.wait([self._reading])
 
@@ -189,7 +258,7 @@ class Worker:
         try:
             async for frame in self._child.frames():
                 self._dispatch(frame)
-            death = await self._child.death(f"The worker of {self._name}")
+            death = await self._child.death(f"The worker of {self._name.text}")
             if self._end is None:
                 self._on_death(death)
             self._finish(death)
@@ -197,7 +266,7 @@ class Worker:
             self._finish(error)
             await self._child.kill()
         finally:
-            self._finish(InternalError(f"Nobody listens to the worker of {self._name} any more."))
+            self._finish(InternalError(f"Nobody listens to the worker of {self._name.text} any more."))
 
     def _dispatch(self, frame: FromWorker) -> None:
         match frame:
@@ -210,6 +279,11 @@ class Worker:
                 self._report(frame)
             case Loaded() if not self._loaded.done():
                 self._loaded.set_result(frame)
+                self._on_turn(self, True)  # noqa: FBT003  # as OnTurn says
+            case PrefillAsked():
+                self._on_turn(self, True)  # noqa: FBT003  # as above
+            case PrefillGivenBack():
+                self._on_turn(self, False)  # noqa: FBT003  # as above
             case LoadFailed(fault=fault):
                 self._finish(fault.error())
             case _:
@@ -226,6 +300,7 @@ class Worker:
         if self._end is not None:
             return
         self._end = reason
+        self._on_turn(self, False)  # noqa: FBT003  # as above
         if not self._loaded.done():
             self._loaded.set_exception(reason)
             self._loaded.exception()  # whether or not anybody waits for it

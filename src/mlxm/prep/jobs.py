@@ -18,13 +18,16 @@ from mlxm.engine import grammar
 from mlxm.errors import MlxmError, ProtocolMismatch
 from mlxm.frames import (
     PROTOCOL,
+    Decode,
     Decoder,
+    Encode,
     Fault,
     GrammarVetted,
     Hello,
     JobFailed,
     JobStarted,
     Render,
+    Text,
     Tokens,
     ToPrep,
     VetGrammar,
@@ -35,7 +38,7 @@ from mlxm.prep.shelf import Prompter, Shelf
 
 _LOAD_BYTES: Final = 3 * 1024**3
 
-Job = Render | VetGrammar
+Job = Render | Encode | Decode | VetGrammar
 Send = Callable[[msgspec.Struct], None]
 
 
@@ -49,7 +52,11 @@ def serve(sock: socket.socket, memory_bytes: int) -> None:
         except ConnectionError:
             os._exit(0)
 
-    send(Hello(protocol=PROTOCOL, version=__version__, pid=os.getpid(), capabilities=("render", "vet")))
+    send(
+        Hello(
+            protocol=PROTOCOL, version=__version__, pid=os.getpid(), capabilities=("render", "encode", "decode", "vet")
+        )
+    )
     threading.Thread(target=_read, args=(sock, inbox), name="reader", daemon=True).start()
     jobs = Jobs(send, Shelf(), MemoryGuard(), memory_bytes)
     while True:
@@ -78,33 +85,34 @@ class Jobs:
         self._memory_bytes = memory_bytes
 
     def do(self, job: Job) -> None:
-        """Answer one job with Tokens, GrammarVetted or JobFailed."""
+        """Answer one job with what it asks for, or with JobFailed."""
         limit_cpu()
         try:
             self._send(self._answer(job))
         except MlxmError as error:
             self._send(JobFailed(job=job.job, fault=Fault.of(error)))
 
-    def _answer(self, job: Job) -> Tokens | GrammarVetted:
-        match job:
-            case Render():
-                return Tokens(job=job.job, ids=self._ids(job))
-            case VetGrammar():
-                self._vet(job)
-                return GrammarVetted(job=job.job)
+    def _answer(self, job: Job) -> Tokens | Text | GrammarVetted:
+        if isinstance(job, VetGrammar):
+            self._vet(job)
+            return GrammarVetted(job=job.job)
+        with self._guard.watched(_LOAD_BYTES):
+            prompter = self._shelf.take(Path(job.path))
+        self._send(JobStarted(job=job.job))
+        with self._guard.watched(self._memory_bytes):
+            match job:
+                case Render():
+                    return Tokens(job=job.job, ids=prompter.encode(self._text(prompter, job)))
+                case Encode(text=text, suffix=suffix, is_bare=is_bare):
+                    return Tokens(job=job.job, ids=prompter.encode_plain(text, suffix=suffix, is_bare=is_bare))
+                case Decode(ids=ids):
+                    return Text(job=job.job, text=prompter.decode(ids))
 
     def _vet(self, job: VetGrammar) -> None:
         grammar.load()
         self._send(JobStarted(job=job.job))
         with self._guard.watched(self._memory_bytes):
             grammar.vet(job.grammar)
-
-    def _ids(self, job: Render) -> tuple[int, ...]:
-        with self._guard.watched(_LOAD_BYTES):
-            prompter = self._shelf.take(Path(job.path))
-        self._send(JobStarted(job=job.job))
-        with self._guard.watched(self._memory_bytes):
-            return prompter.encode(self._text(prompter, job))
 
     def _text(self, prompter: Prompter, job: Render) -> str:
         try:

@@ -6,7 +6,7 @@ Nothing here ever runs code that comes with a model.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -40,6 +40,18 @@ class Encoder(Protocol):
         """The ids of a text that carries its special tokens already."""
         ...
 
+    def encode_whole(self, text: str) -> list[int]:
+        """The ids of a text, with the special tokens that the tokenizer puts around texts."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens too; InvalidRequest for what is no token."""
+        ...
+
+    def find(self, token: str) -> int | None:
+        """The id of a token, None when there is no such token."""
+        ...
+
 
 def load_encoder(folder: Path) -> Encoder:
     """The tokenizer in a model folder; raises ModelBroken."""
@@ -65,10 +77,30 @@ class FastEncoder:
         self.special_tokens: Mapping[str, str] = special.texts()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; the batch call frees the interpreter lock and skips the offsets, which nobody needs."""
+        """The ids of `text`."""
+        return self._encode(text, is_whole=False)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """The ids of `text` with special tokens."""
+        return self._encode(text, is_whole=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; what the tokenizer does not know, it would leave out in silence."""
+        for each in ids:
+            if self._tokenizer.id_to_token(each) is None:
+                raise _no_token(each)
+        with _bare_errors_as("The model's tokenizer cannot decode these tokens."):
+            return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def find(self, token: str) -> int | None:
+        """The id of `token`."""
+        return self._tokenizer.token_to_id(token)
+
+    def _encode(self, text: str, *, is_whole: bool) -> list[int]:
+        """The batch call frees the interpreter lock and skips the offsets, which nobody needs."""
         try:
             with _bare_errors_as("The model's tokenizer cannot encode this text."):
-                return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+                return self._tokenizer.encode_batch_fast([text], add_special_tokens=is_whole)[0].ids
         except TypeError as error:
             raise InvalidRequest("The conversation holds characters that are no Unicode text.") from error
 
@@ -106,6 +138,27 @@ class SlowEncoder:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_whole(self, text: str) -> list[int]:
+        """The ids of `text` with special tokens."""
+        return list(self._tokenizer.encode(text, add_special_tokens=True))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+        known = len(self._tokenizer)
+        for each in ids:
+            if each >= known:
+                raise _no_token(each)
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def find(self, token: str) -> int | None:
+        """The id of `token`."""
+        found: int | None = self._tokenizer.get_vocab().get(token)
+        return found
+
+
+def _no_token(token_id: int) -> InvalidRequest:
+    return InvalidRequest(f"The model has no token {token_id}.", param="tokens")
 
 
 def _load_with_transformers(folder: Path) -> Any:

@@ -53,6 +53,7 @@ def create_app(services: Services) -> Guard:
     routes: list[ControllerRouterHandler] = [
         health_route(),
         ready_route(services),
+        openapi_route(),
         *openai_routes(services),
         *model_routes(services),
         manage_router(services),
@@ -93,6 +94,18 @@ def ready_route(services: Services) -> HTTPRouteHandler:
         return _json(Readiness(status="ready"))
 
     return ready
+
+
+def openapi_route() -> HTTPRouteHandler:
+    """`GET /openapi.json`: what the routes for text take and answer."""
+
+    @get("/openapi.json")
+    async def openapi() -> Response[bytes]:
+        from mlxm.server.openapi import openapi_document  # noqa: PLC0415  # few ever ask for it
+
+        return Response(openapi_document(), media_type="application/json")
+
+    return openapi
 
 
 def _json(content: msgspec.Struct, status: int = 200) -> Response[bytes]:

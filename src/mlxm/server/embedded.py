@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -17,6 +18,8 @@ from mlxm.server.services import Services
 # A connection costs little; what limits the work is what runs behind it.
 MAX_CONNECTIONS = 8192
 MAX_HEADER_BYTES = 32 * 1024
+THREAD_END_S = 0.05
+"""Granian's thread lets go of Python a little after it has said so; an interpreter that ends before that is aborted."""
 
 
 class EmbeddedServer:
@@ -28,6 +31,7 @@ class EmbeddedServer:
     async def serve(self) -> None:
         """Serve until `stop` was called and every connection has ended."""
         await self._granian.serve()
+        await asyncio.sleep(THREAD_END_S)
 
     def stop(self) -> None:
         """Take no more connections."""

@@ -18,6 +18,7 @@ from litestar.response import Response
 from mlxm.errors import InvalidRequest, MlxmError, NotAuthenticated, Unavailable
 from mlxm.server.body import read_json_body
 from mlxm.server.errors import encode_problem, error_headers
+from mlxm.server.manage_pool import pool_routes
 from mlxm.server.request_id import request_id_of
 from mlxm.server.services import Services
 
@@ -53,7 +54,7 @@ def manage_router(services: Services) -> Router:
 
     return Router(
         path=PREFIX,
-        route_handlers=_download_routes(services),
+        route_handlers=[*_download_routes(services), *pool_routes(services)],
         guards=[check_token],
         exception_handlers={MlxmError: answer_problem},
     )

@@ -29,6 +29,7 @@ from mlxm.types import Backend, Models
 
 if TYPE_CHECKING:
     from mlxm.downloads import Downloads
+    from mlxm.hub_pool import PoolOrders
     from mlxm.server.embedded import EmbeddedServer
 
 # After the drain: how long the last words may take, then the connections, then the backend.
@@ -55,6 +56,11 @@ class Served(Backend, Models, Protocol):
 
     async def downloads(self) -> Downloads:
         """What fetches models, made when first asked for."""
+        ...
+
+    @property
+    def orders(self) -> PoolOrders | None:
+        """What takes orders about loaded models; None where there are none."""
         ...
 
 
@@ -170,6 +176,7 @@ class ServerLife:
             log=self._log,
             control_token=self._control.token,
             downloads=self._backend.downloads,
+            orders=self._backend.orders,
             knows_tools=False,  # until the families of models are known
             models=self._backend,
         )

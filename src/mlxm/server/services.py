@@ -15,6 +15,7 @@ from mlxm.types import Backend, Models
 
 if TYPE_CHECKING:
     from mlxm.downloads import Downloads
+    from mlxm.hub_pool import PoolOrders
 
 
 def _always_ready() -> str | None:
@@ -39,5 +40,6 @@ class Services:
     log: Log = field(default_factory=Log)
     control_token: str | None = None
     downloads: Callable[[], Awaitable[Downloads]] | None = None
+    orders: PoolOrders | None = None
     knows_tools: bool = True
     models: Models | None = None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlxm.settings.home import home_folder
     from mlxm.settings.kinds import ByteSize
     from mlxm.settings.layers import PRECEDENCE, load_settings, read_config, refuse_problems
-    from mlxm.settings.sizes import format_bytes, parse_bytes
+    from mlxm.settings.sizes import format_bytes, parse_bytes, parse_share
     from mlxm.settings.table import SETTINGS, Setting, SettingValue, explain_settings, find_setting
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "home_folder",
     "load_settings",
     "parse_bytes",
+    "parse_share",
     "read_config",
     "refuse_problems",
 ]
@@ -57,6 +58,7 @@ _PLACES: Final = {
     "home_folder": "mlxm.settings.home",
     "load_settings": "mlxm.settings.layers",
     "parse_bytes": "mlxm.settings.sizes",
+    "parse_share": "mlxm.settings.sizes",
     "read_config": "mlxm.settings.layers",
     "refuse_problems": "mlxm.settings.layers",
 }

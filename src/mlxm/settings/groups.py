@@ -17,10 +17,14 @@ from mlxm.settings.kinds import (
     BodySize,
     ByteSize,
     Count,
+    CountOrZero,
     HostNames,
     Library,
+    MemoryShare,
+    ModelNames,
     Origins,
     Port,
+    Reserve,
     Seconds,
     SecondsOrZero,
 )
@@ -77,6 +81,36 @@ class LogSettings(Group):
     )
 
 
+class MemorySettings(Group):
+    """How much memory models may take."""
+
+    budget: MemoryShare = Field(
+        default="80%", description="What all models may take together; what leaves the system too little is cut."
+    )
+    reserve: Reserve = Field(
+        default="auto",
+        description="What is left to the system in any case; auto is a fifth, at least 4 GB and at most 8.",
+    )
+
+
+class ModelsSettings(Group):
+    """Which models are loaded, and which go when others need their memory."""
+
+    max: CountOrZero = Field(default=0, description="How many models may be loaded; 0 is as many as memory holds.")
+    keep_alive_s: SecondsOrZero = Field(
+        default=1800.0,
+        description="How long a model stays that nobody uses; 0 is until others need its memory.",
+    )
+    policy: Literal["lru", "lfu", "ttl"] = Field(
+        default="lru",
+        description="Which unused model goes first: the one unused for longest, the one least used, "
+        "or the one whose time ends first.",
+    )
+    preload: ModelNames = Field(default=(), description="Models that are loaded at the start, and never evicted.")
+    queue_s: Seconds = Field(default=60.0, description="How long requests wait for a model that finds no memory.")
+    max_queued: Count = Field(default=256, description="How many requests may wait so.")
+
+
 class PrepSettings(Group):
     """The limits of the process that renders templates and tokenizes."""
 
@@ -93,6 +127,9 @@ class WorkerSettings(Group):
         "none keeps the one of MLX.",
     )
     load_timeout_s: Seconds = Field(default=300.0, description="How long loading a model may take.")
+    spare: bool = Field(
+        default=True, description="Whether a process without a model is kept ready, so that the next load is faster."
+    )
 
 
 class Settings(BaseSettings):
@@ -103,6 +140,8 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     log: LogSettings = LogSettings()
+    memory: MemorySettings = MemorySettings()
+    models: ModelsSettings = ModelsSettings()
     prep: PrepSettings = PrepSettings()
     worker: WorkerSettings = WorkerSettings()
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from mlxm.settings.sizes import format_bytes, parse_bytes
+from mlxm.settings.sizes import format_bytes, parse_bytes, parse_share
 
 _NAMED_LIBRARIES = ("auto", "none")
 
@@ -30,6 +30,25 @@ def _check_library(text: str) -> str:
     if not path.is_absolute():
         raise ValueError("not an absolute path")
     return str(path)
+
+
+def _check_share(text: str) -> str:
+    _, num_bytes = parse_share(text)
+    if num_bytes is not None and num_bytes < 1:
+        raise ValueError("not a size above 0")
+    return text.strip()
+
+
+def _check_reserve(text: str) -> str:
+    if text != "auto":
+        parse_bytes(text)
+    return text
+
+
+def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(name.strip() for name in names):
+        raise ValueError("an empty name")
+    return names
 
 
 ByteSize = Annotated[
@@ -65,4 +84,12 @@ HostNames = Annotated[
 Origins = Annotated[
     tuple[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+$")], ...],
     Allowed('a list of origins, such as ["http://localhost:3000"]'),
+]
+CountOrZero = Annotated[int, Field(ge=0), Allowed("a whole number, 0 or more")]
+MemoryShare = Annotated[
+    str, AfterValidator(_check_share), Allowed("a percentage such as 80%, or a size such as 48GB or 48GiB")
+]
+Reserve = Annotated[str, AfterValidator(_check_reserve), Allowed("auto, or a size such as 6GB")]
+ModelNames = Annotated[
+    tuple[str, ...], AfterValidator(_check_names), Allowed('a list of names such as ["mlxm/tiny"], or []')
 ]

@@ -17,6 +17,8 @@ _UNIT_BYTES = {
     "TiB": 1024**4,
 }
 _BYTES_BY_NAME = {"": 1, **{name.lower(): size for name, size in _UNIT_BYTES.items()}}
+_WHOLE = 100
+_PERCENTAGE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?) ?%", re.ASCII)
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?) ?([a-z]*)", re.ASCII | re.IGNORECASE)
 
 
@@ -32,6 +34,17 @@ def parse_bytes(size: object) -> int:
     if num_bytes != int(num_bytes):
         raise ValueError("not a whole number of bytes")
     return int(num_bytes)
+
+
+def parse_share(limit: object) -> tuple[float | None, int | None]:
+    """The percentage that `80%` means, or the number of bytes that any size does; ValueError when it means neither."""
+    found = _PERCENTAGE.fullmatch(limit.strip()) if isinstance(limit, str) else None
+    if found is None:
+        return None, parse_bytes(limit)
+    percent = float(found[1])
+    if not 0 < percent <= _WHOLE:
+        raise ValueError("not a percentage of something")
+    return percent, None
 
 
 def format_bytes(num_bytes: int) -> str:

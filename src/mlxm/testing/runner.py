@@ -272,9 +272,9 @@ class ScriptedRunner:
     def _choose(self, row: Row, tokens: Sequence[int]) -> int:
         """The next token, or where that may not be chosen, another one that the same chance decides."""
         following = self._next_token(tokens, row.seed)
-        if row.mask is None and following not in row.banned_ids:
-            return following
         candidates = range(_NUM_SCRIPTED) if row.mask is None else allowed_ids(row.mask)
+        if following not in row.banned_ids and (row.mask is None or following in candidates):
+            return following
         allowed = [token for token in candidates if token not in row.banned_ids]
         _require(len(allowed) > 0, f"sequence {row.sequence} may choose no token at all")
         return allowed[crc32(array("Q", (*tokens, row.seed)).tobytes()) % len(allowed)]
@@ -339,7 +339,8 @@ class ScriptedRunner:
 def _check_known(row: Row) -> None:
     """What a row says of its sequence's tokens is true, and known where it matters."""
     sampling = row.sampling
-    is_penalised = sampling.repetition_penalty is not None or sampling.presence_penalty or sampling.frequency_penalty
+    is_penalised = sampling.presence_penalty or sampling.frequency_penalty
+    is_penalised = is_penalised or sampling.repetition_penalty not in {None, 1.0}
     if row.token is None:
         _require(row.mask is None and not is_penalised, f"sequence {row.sequence} runs ahead of what it must know")
         return

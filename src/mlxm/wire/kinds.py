@@ -38,3 +38,9 @@ NumLikely = Annotated[int, Meta(ge=0, le=MAX_LIKELY)]
 
 Json = Raw
 """Any JSON value, as it was written; what holds one bounds its depth and size where it is read."""
+_NOTHING = (Raw(), Raw(b"null"))
+
+
+def is_given(value: Json) -> bool:
+    """Whether a field is there and not null, which such a field cannot say by its type."""
+    return value not in _NOTHING

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, field
 
 from mlxm.errors import InvalidRequest, UnsupportedParameter
 from mlxm.types import ChatRequest, Message, Thinking
 from mlxm.wire import openai_options
 from mlxm.wire.fields import decode, read_object, refuse_unknown, split_fields
-from mlxm.wire.kinds import MAX_ITEMS, Json, NumLikely, NumTokens
+from mlxm.wire.kinds import MAX_ITEMS, Json, NumLikely, NumTokens, is_given
 from mlxm.wire.openai_messages import MESSAGE_NO_OPS, ChatMessage
 from mlxm.wire.openai_options import TextRequest, fields_of
 from mlxm.wire.openai_tools import Choice, Tools, read_tools
@@ -50,7 +50,7 @@ class ChatCompletionRequest(TextRequest, frozen=True, kw_only=True):
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    chat_template_kwargs: Json | None = None
+    chat_template_kwargs: Json = field(default_factory=Json)
     continue_final_message: bool | None = None
 
     def check(self) -> None:
@@ -89,7 +89,7 @@ class ChatCompletionRequest(TextRequest, frozen=True, kw_only=True):
         return tuple(message.to_message(f"messages[{index}]") for index, message in enumerate(self.messages))
 
     def _max_tokens(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return super()._max_tokens() if self.max_completion_tokens is None else self.max_completion_tokens
 
     def _thinking(self) -> Thinking:
         effort = self.reasoning_effort
@@ -125,9 +125,9 @@ def refuse_unknown_in_messages(body: bytes) -> None:
             refuse_unknown(fields, known=known, no_ops=MESSAGE_NO_OPS, inside=f"messages[{index}].")
 
 
-def read_template_options(given: Json | None) -> str:
+def read_template_options(given: Json) -> str:
     """What the model's template takes besides, as a JSON object; the server's own variables are not among it."""
-    if given is None:
+    if not is_given(given):
         return "{}"
     place = "chat_template_kwargs"
     text = read_object(given, place, max_bytes=MAX_TEMPLATE_OPTIONS_BYTES, max_depth=MAX_TEMPLATE_OPTIONS_DEPTH)

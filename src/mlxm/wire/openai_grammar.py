@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from mlxm.errors import InvalidRequest
 from mlxm.types import Grammar
 from mlxm.wire.fields import read_object
-from mlxm.wire.kinds import Json, Source, Text
+from mlxm.wire.kinds import Json, Source, Text, is_given
 
 MAX_SCHEMA_BYTES: Final = 64 * 1024
 MAX_SCHEMA_DEPTH: Final = 64
@@ -30,7 +30,7 @@ class JsonSchema(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     description: Text | None = None
-    schema: Json | None = None
+    schema: Json = field(default_factory=Json)
     strict: bool | None = None
 
 
@@ -46,7 +46,7 @@ ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One of these, as the other servers for local models spell it."""
 
-    json: Json | None = None
+    json: Json = field(default_factory=Json)
     regex: Source | None = None
     choice: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=1024)] | None = None
     grammar: Source | None = None
@@ -57,7 +57,7 @@ class GrammarAsked(Struct, frozen=True, kw_only=True):
     """All the fields of a request that name a grammar."""
 
     response_format: ResponseFormat | None
-    json: Json | None
+    json: Json
     regex: str | None
     choice: tuple[str, ...] | None
     grammar: str | None
@@ -90,16 +90,15 @@ def _of_format(given: ResponseFormat | None) -> Grammar | None:
     match given:
         case JsonObjectFormat():
             return _ANY_OBJECT
-        case JsonSchemaFormat(json_schema=JsonSchema(schema=None)):
-            return _ANY_OBJECT
         case JsonSchemaFormat(json_schema=JsonSchema(schema=schema)):
-            return _of_schema(schema, "response_format.json_schema.schema")
+            found = _of_schema(schema, "response_format.json_schema.schema")
+            return _ANY_OBJECT if found is None else found
         case _:
             return None
 
 
-def _of_schema(schema: Json | None, place: str) -> Grammar | None:
-    if schema is None:
+def _of_schema(schema: Json, place: str) -> Grammar | None:
+    if not is_given(schema):
         return None
     source = read_object(schema, place, max_bytes=MAX_SCHEMA_BYTES, max_depth=MAX_SCHEMA_DEPTH)
     return Grammar(kind="json_schema", source=source)

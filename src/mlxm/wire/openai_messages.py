@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from mlxm.errors import InvalidRequest, UnsupportedParameter
 from mlxm.types import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart
@@ -25,8 +25,8 @@ class TextContent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """A text part; marks for caches in the cloud are taken from clients that set them, and change nothing."""
 
     text: Text
-    cache_control: Json | None = None
-    prompt_cache_breakpoint: Json | None = None
+    cache_control: Json = field(default_factory=Json)
+    prompt_cache_breakpoint: Json = field(default_factory=Json)
 
 
 class RefusalContent(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):

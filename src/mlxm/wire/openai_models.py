@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from mlxm.errors import InvalidRequest
 from mlxm.types import ChatRequest, CompletionRequest, Message, ModelInfo
 from mlxm.wire.fields import decode, refuse_unknown, split_fields
-from mlxm.wire.kinds import MAX_ITEMS, Json, Name, Text, TokenIds
+from mlxm.wire.kinds import MAX_ITEMS, Json, Name, Text, TokenIds, is_given
 from mlxm.wire.openai_chat import read_template_options, refuse_unknown_in_messages
 from mlxm.wire.openai_messages import ChatMessage
 from mlxm.wire.openai_tools import Tools, read_tools
@@ -82,7 +82,7 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=MAX_ITEMS)] | None = None
     tools: Tools | None = None
-    chat_template_kwargs: Json | None = None
+    chat_template_kwargs: Json = field(default_factory=Json)
     continue_final_message: bool | None = None
 
     @property
@@ -112,12 +112,12 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
             raise InvalidRequest("Send either prompt or messages.", param="prompt")
         if self.messages is None:
             chat_only = {
-                "tools": self.tools,
-                "chat_template_kwargs": self.chat_template_kwargs,
-                "continue_final_message": self.continue_final_message,
+                "tools": bool(self.tools),
+                "chat_template_kwargs": is_given(self.chat_template_kwargs),
+                "continue_final_message": bool(self.continue_final_message),
             }
-            for name, value in chat_only.items():
-                if value:
+            for name, is_set in chat_only.items():
+                if is_set:
                     raise InvalidRequest(f"{name} needs messages.", param=name)
         elif self.add_special_tokens:
             raise InvalidRequest("The template sets a conversation's special tokens.", param="add_special_tokens")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from mlxm.errors import InvalidRequest
 from mlxm.types import AnswerOptions, Sampling
@@ -98,7 +98,7 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=1024)] | None = None
 
     response_format: ResponseFormat | None = None
-    guided_json: Json | None = None
+    guided_json: Json = field(default_factory=Json)
     guided_regex: Source | None = None
     guided_choice: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=1024)] | None = None
     guided_grammar: Source | None = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from mlxm.errors import InvalidRequest, UnsupportedParameter
 from mlxm.types import Tool, ToolChoice
 from mlxm.wire.fields import read_object
-from mlxm.wire.kinds import FunctionName, Json, Text
+from mlxm.wire.kinds import FunctionName, Json, Text, is_given
 
 MAX_PARAMETERS_BYTES: Final = 256 * 1024
 MAX_PARAMETERS_DEPTH: Final = 64
@@ -20,7 +20,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: FunctionName
     description: Text | None = None
-    parameters: Json | None = None
+    parameters: Json = field(default_factory=Json)
     strict: bool | None = None
 
 
@@ -111,8 +111,8 @@ def _tool(tool: FunctionTool | CustomTool, place: str) -> Tool:
     )
 
 
-def _parameters(given: Json | None, place: str) -> str | None:
-    if given is None:
+def _parameters(given: Json, place: str) -> str | None:
+    if not is_given(given):
         return None
     return read_object(given, place, max_bytes=MAX_PARAMETERS_BYTES, max_depth=MAX_PARAMETERS_DEPTH)
 

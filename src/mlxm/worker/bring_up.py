@@ -21,7 +21,7 @@ from mlxm.worker.service import Service
 
 if TYPE_CHECKING:
     from mlxm.device.loader import LoadedModel
-    from mlxm.engine.plan import Runner
+    from mlxm.engine.plan import Runner, RunnerFacts
 
 _SLOW_BLAS = (
     "mlx computes with the reference BLAS, about thirty times slower than a fast one: "
@@ -64,6 +64,9 @@ def _load(link: Link, order: Load, warning: str | None) -> Service:
     engine = Engine(runner, loaded.detokenizer, options, grammars=grammars)
     orders = Orders(stop_ids=loaded.stop_ids, scope=scope_of(folder, runner.facts))
     why = runner.facts.why if warning is None else f"{runner.facts.why}; {warning}"
+    memory.shrink()  # what loading and trying stores has left behind
+    if order.cache_bytes is not None:
+        memory.limit_cache(order.cache_bytes)
     link.send(
         Loaded(
             architecture=loaded.config.architecture,
@@ -75,9 +78,17 @@ def _load(link: Link, order: Load, warning: str | None) -> Service:
             why=why,
             num_blocks=runner.facts.num_blocks,
             block_bytes=runner.facts.block_bytes,
+            kv_bytes=_kv_bytes(runner.facts, order),
         )
     )
-    return Service(link, engine, orders, memory.with_memory)
+    return Service(link, engine, orders, memory.with_memory, shrink=memory.shrink)
+
+
+def _kv_bytes(facts: RunnerFacts, order: Load) -> int:
+    """What keys and values will take at most: a pool of blocks is there already, other stores grow."""
+    if facts.shares_prefixes:
+        return facts.num_blocks * facts.block_bytes
+    return 0 if order.kv_bytes is None else order.kv_bytes
 
 
 def _open_runner(loaded: LoadedModel, folder: Path, order: Load) -> Runner:

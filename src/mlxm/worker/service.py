@@ -11,9 +11,10 @@ from collections.abc import Callable
 from mlxm.engine.engine import Engine, Event
 from mlxm.engine.request import Order
 from mlxm.errors import MlxmError, ProtocolMismatch
-from mlxm.frames import Cancel, Fault, Generate, RequestEnded, Shutdown, Stats, Step, ToWorker
+from mlxm.frames import Cancel, Fault, Generate, PrefillTurn, RequestEnded, Shrink, Shutdown, Stats, Step, ToWorker
 from mlxm.types import Usage
 from mlxm.worker.link import Link
+from mlxm.worker.turn import Turn
 
 STATS_PERIOD_S = 0.5
 """While it works, it says how it is doing no more often than this."""
@@ -35,26 +36,32 @@ class Service:
         make_order: MakeOrder,
         measure: Measure,
         *,
+        shrink: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
         self._engine = engine
         self._make_order = make_order
         self._measure = measure
+        self._shrink = shrink
         self._clock = clock
-        self._told_s = float("-inf")
+        self._told_s = clock()
+        self._is_at_rest = False
         self._is_leaving = False
+        self._turn = Turn(link, engine)
 
     def run(self) -> None:
         """Serve until Shutdown."""
+        self._send(())
         while not self._is_leaving:
             if not self._engine.has_work:
-                self._tell_stats()
                 self._handle(self._link.receive())
             while (frame := self._link.poll()) is not None:
                 self._handle(frame)
             if self._engine.has_work and not self._is_leaving:
-                self._step()
+                self._turn.before_step()
+                self._send(self._engine.step())
+            self._turn.after_step()
         self._send(self._engine.cancel_all(_LEAVING))
 
     def _handle(self, frame: ToWorker) -> None:
@@ -63,6 +70,11 @@ class Service:
                 self._send(self._add(frame))
             case Cancel():
                 self._send(self._engine.cancel(frame.request_id, frame.reason))
+            case PrefillTurn(has_it=has_it):
+                self._turn.passes(has_it=has_it)
+            case Shrink():
+                self._shrink()
+                self._tell_stats()
             case Shutdown():
                 self._is_leaving = True
             case _:
@@ -74,12 +86,12 @@ class Service:
         except MlxmError as error:
             return (RequestEnded(request_id=request.request_id, usage=Usage(), fault=Fault.of(error)),)
 
-    def _step(self) -> None:
-        self._send(self._engine.step())
-        if self._engine.has_work and self._clock() - self._told_s >= STATS_PERIOD_S:
-            self._tell_stats()
-
     def _send(self, events: tuple[Event, ...]) -> None:
+        """Tell what happened; who learns that all requests have ended knows already that the engine is at rest."""
+        was_at_rest, self._is_at_rest = self._is_at_rest, not self._engine.has_work
+        is_due = self._clock() - self._told_s >= STATS_PERIOD_S
+        if not was_at_rest and (self._is_at_rest or is_due):
+            self._tell_stats()
         if events:
             self._link.send(Step(events))
 

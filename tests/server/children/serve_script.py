@@ -36,6 +36,8 @@ def endless(_request: ChatRequest) -> Iterator[Step]:
 class Telling(ScriptedBackend):
     """Says when it is started and closed, as the command line asks for."""
 
+    orders = None
+
     def __init__(self, manner: str, start_when: Path) -> None:
         pace = partial(asyncio.sleep, 0.05)
         super().__init__(endless if manner == "endless" else EchoBackend(pace=pace)._script)

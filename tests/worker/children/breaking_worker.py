@@ -1,4 +1,4 @@
-"""A real worker whose device fails on certain tokens: when a step is launched, when it is collected, and by its numbers."""
+"""A real worker whose device fails on certain tokens: when a step is launched or collected, and by its numbers."""
 
 import sys
 from collections import deque
