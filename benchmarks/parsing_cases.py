@@ -15,8 +15,8 @@ from tokenizers.trainers import BpeTrainer
 
 from benchmarks.report import Gate, Report, Value
 from benchmarks.sampling_cases import _decode_step as open_decode_step
-from mlxm.engine.families import FAMILIES, Family
-from mlxm.engine.formats import open_parser
+from mlxm.engine.formats.families import FAMILIES, Family
+from mlxm.engine.formats.parser import open_parser
 from mlxm.engine.output import Answer, Detokenizer
 from mlxm.types import Tool
 

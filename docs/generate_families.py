@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mlxm.engine.families import FAMILIES, GENERIC, Entry, Family
+from mlxm.engine.formats.families import FAMILIES, GENERIC, Entry, Family
 from tests.engine.formats.transcripts import TRANSCRIPTS
 
 PAGE = Path(__file__).with_name("families.md")
@@ -28,7 +28,7 @@ contains; markup that the template itself shows wins over the table, so that fin
 and so does a model of no family here.
 
 - *Calls* are the formats that are read, the first of which is written when a grammar demands calls. Names of formats
-  are those of `mlxm/engine/formats_tools.py`.
+  are those of `mlxm/engine/formats/tools.py`.
 - *Thoughts* is the tag that opens them; they come as reasoning, and calls inside of them are not made.
 - *Template* says what is particular about the family's templates. As far as their text tells, each model's own
   template decides.

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from mlxm.engine.families import FAMILIES, GENERIC, recognise
-from mlxm.engine.formats_tools import TOOLS
+from mlxm.engine.formats.families import FAMILIES, GENERIC, recognise
+from mlxm.engine.formats.tools import TOOLS
 from tests.engine.formats.transcripts import TRANSCRIPTS
 
 PUBLISHED = os.environ.get("MLXM_CHAT_TEMPLATES", "")

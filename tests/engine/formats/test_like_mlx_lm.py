@@ -24,8 +24,8 @@ from mlx_lm.tool_parsers import (
     qwen3_coder,
 )
 
-from mlxm.engine.families import Family
-from mlxm.engine.formats import open_parser
+from mlxm.engine.formats.families import Family
+from mlxm.engine.formats.parser import open_parser
 from mlxm.types import Tool, ToolCallDelta, ToolCallStarted
 
 SCHEMA: dict[str, Any] = {

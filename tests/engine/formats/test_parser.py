@@ -3,10 +3,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from mlxm.engine.families import Family
-from mlxm.engine.formats import open_parser
-from mlxm.engine.formats_schema import read_types, to_json
-from mlxm.engine.formats_tools import REASONING
+from mlxm.engine.formats.families import Family
+from mlxm.engine.formats.parser import open_parser
+from mlxm.engine.formats.schema import read_types, to_json
+from mlxm.engine.formats.tools import REASONING
 from mlxm.types import Event, ReasoningDelta, TextDelta, TokenLogprobs, Tool, ToolCallDelta, ToolCallStarted, ToolChoice
 from tests.engine.formats.transcripts import BY_NAME, TOOLS
 

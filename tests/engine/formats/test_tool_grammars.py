@@ -9,9 +9,9 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from mlxm.engine.families import FAMILIES, GENERIC, Family
-from mlxm.engine.formats import open_parser
-from mlxm.engine.formats_grammar import answer_grammar, tool_grammar
+from mlxm.engine.formats.families import FAMILIES, GENERIC, Family
+from mlxm.engine.formats.grammar import answer_grammar, tool_grammar
+from mlxm.engine.formats.parser import open_parser
 from mlxm.engine.grammar import source_of
 from mlxm.types import Grammar, TextDelta, Tool, ToolCallDelta, ToolCallStarted, ToolChoice
 

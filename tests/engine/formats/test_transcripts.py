@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxm.engine.formats import AnswerParser, open_parser
+from mlxm.engine.formats.parser import AnswerParser, open_parser
 from mlxm.types import Event, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallStarted
 from tests.engine.formats.transcripts import TOOLS, TRANSCRIPTS, Transcript, family_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mlxm.engine.families import FAMILIES, GENERIC, Family
+from mlxm.engine.formats.families import FAMILIES, GENERIC, Family
 from mlxm.types import Tool
 
 WEATHER = Tool(

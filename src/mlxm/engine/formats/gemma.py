@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
-from mlxm.engine.formats_calls import Calls
-from mlxm.engine.formats_lark import Rules, Written, arguments_of
-from mlxm.engine.formats_reader import WHITESPACE, Literals, NotACall, Reading
-from mlxm.engine.formats_schema import to_json
+from mlxm.engine.formats.calls import Calls
+from mlxm.engine.formats.lark import Rules, Written, arguments_of
+from mlxm.engine.formats.reader import WHITESPACE, Literals, NotACall, Reading
+from mlxm.engine.formats.schema import to_json
 from mlxm.types import Tool
 
 _HEAD: Final = re.compile(r"\s*call:([\w.:-]+)\s*")

@@ -7,11 +7,11 @@ from typing import Final
 
 import msgspec
 
-from mlxm.engine.formats_calls import ToolFormat
-from mlxm.engine.formats_gemma import GemmaCalls
-from mlxm.engine.formats_json import HeadedCalls, JsonCalls
-from mlxm.engine.formats_python import PythonCalls
-from mlxm.engine.formats_tagged import TaggedCalls
+from mlxm.engine.formats.calls import ToolFormat
+from mlxm.engine.formats.gemma import GemmaCalls
+from mlxm.engine.formats.json_calls import HeadedCalls, JsonCalls
+from mlxm.engine.formats.python_calls import PythonCalls
+from mlxm.engine.formats.tagged import TaggedCalls
 
 
 class ReasoningTags(msgspec.Struct, frozen=True, kw_only=True):

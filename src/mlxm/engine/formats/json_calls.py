@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
-from mlxm.engine.formats_calls import Calls
-from mlxm.engine.formats_lark import Rules, Written, arguments_of
-from mlxm.engine.formats_reader import WHITESPACE, Literals, NotACall, Reader, Reading, decode_json
+from mlxm.engine.formats.calls import Calls
+from mlxm.engine.formats.lark import Rules, Written, arguments_of
+from mlxm.engine.formats.reader import WHITESPACE, Literals, NotACall, Reader, Reading, decode_json
 from mlxm.types import Tool
 
 _NAME_KEYS: Final = frozenset({"name", "tool_name", "function"})

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mlxm.engine.formats_calls import Calls, Outlet
-from mlxm.engine.formats_reader import WHITESPACE, Literals, NotACall, Reading
+from mlxm.engine.formats.calls import Calls, Outlet
+from mlxm.engine.formats.reader import WHITESPACE, Literals, NotACall, Reading
 
 MARKERS: Final = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 _START, _CHANNEL, _, _MESSAGE, *_ENDS = MARKERS

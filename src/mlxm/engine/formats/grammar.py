@@ -12,11 +12,11 @@ from typing import Final
 
 import msgspec
 
-from mlxm.engine.families import Family
-from mlxm.engine.formats import opens_thoughts
-from mlxm.engine.formats_harmony import MARKERS
-from mlxm.engine.formats_lark import Rules, arguments_of
-from mlxm.engine.formats_tools import TOOLS, ReasoningTags
+from mlxm.engine.formats.families import Family
+from mlxm.engine.formats.harmony import MARKERS
+from mlxm.engine.formats.lark import Rules, arguments_of
+from mlxm.engine.formats.parser import opens_thoughts
+from mlxm.engine.formats.tools import TOOLS, ReasoningTags
 from mlxm.types import Grammar, Tool, ToolChoice
 
 _SPACE: Final = r"/[ \n]{0,4}/"

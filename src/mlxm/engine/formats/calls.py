@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from mlxm.engine.formats_lark import Rules, Written
-from mlxm.engine.formats_reader import Reader, Reading
-from mlxm.engine.formats_schema import ParameterTypes
+from mlxm.engine.formats.lark import Rules, Written
+from mlxm.engine.formats.reader import Reader, Reading
+from mlxm.engine.formats.schema import ParameterTypes
 from mlxm.types import Event, ReasoningDelta, TextDelta, TokenLogprobs, Tool, ToolCallDelta, ToolCallStarted
 
 NewId = Callable[[], str]

@@ -12,8 +12,8 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
-from mlxm.engine.formats_harmony import MARKERS as HARMONY_MARKERS
-from mlxm.engine.formats_tools import REASONING, REASONING_SIGNS, TOOL_SIGNS, TOOLS, ReasoningTags
+from mlxm.engine.formats.harmony import MARKERS as HARMONY_MARKERS
+from mlxm.engine.formats.tools import REASONING, REASONING_SIGNS, TOOL_SIGNS, TOOLS, ReasoningTags
 
 _Found = TypeVar("_Found")
 _SWITCHES: Final = ("enable_thinking", "thinking")

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from mlxm.engine.families import Family
-from mlxm.engine.formats_calls import Calls, NewId, Outlet, ToolFormat, new_call_id
-from mlxm.engine.formats_harmony import HarmonyAnswer
-from mlxm.engine.formats_reader import WHITESPACE, Literals, NotACall, Reader, Reading
-from mlxm.engine.formats_schema import read_types
-from mlxm.engine.formats_tools import TOOLS, ReasoningTags
+from mlxm.engine.formats.calls import Calls, NewId, Outlet, ToolFormat, new_call_id
+from mlxm.engine.formats.families import Family
+from mlxm.engine.formats.harmony import HarmonyAnswer
+from mlxm.engine.formats.reader import WHITESPACE, Literals, NotACall, Reader, Reading
+from mlxm.engine.formats.schema import read_types
+from mlxm.engine.formats.tools import TOOLS, ReasoningTags
 from mlxm.types import Event, TokenLogprobs, Tool, ToolChoice
 
 _AUTO: Final = ToolChoice()

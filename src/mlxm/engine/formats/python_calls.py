@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
-from mlxm.engine.formats_calls import Calls
-from mlxm.engine.formats_lark import Rules, Written, parameters_of
-from mlxm.engine.formats_reader import Literals, NotACall, Reader, Reading
-from mlxm.engine.formats_schema import parse_python
+from mlxm.engine.formats.calls import Calls
+from mlxm.engine.formats.lark import Rules, Written, parameters_of
+from mlxm.engine.formats.reader import Literals, NotACall, Reader, Reading
+from mlxm.engine.formats.schema import parse_python
 from mlxm.types import Tool
 
 _LIMIT: Final = 1 << 16
