@@ -174,10 +174,15 @@ def test_in_the_background(run_mlxm: Run, is_gone: Callable[[int, float], bool])
 def test_in_the_background_for_people(run_mlxm: Run, is_gone: Callable[[int, float], bool]) -> None:
     """The same lines to paste, and how to stop it."""
     result = run_mlxm("serve", "--detach", "--port=0")
-    pid = int(result.stderr.split("kill ")[1].split()[0])
-    os.kill(pid, signal.SIGTERM)
-    assert "OPENAI_BASE_URL=" in result.stdout
-    assert is_gone(pid, BOUND_S)
+    pid = int(result.stderr.split("process ")[1].split(".")[0])
+    try:
+        assert "OPENAI_BASE_URL=" in result.stdout
+        assert run_mlxm("stop").returncode == 0
+    finally:
+        is_running = not is_gone(pid, BOUND_S)
+        if is_running:
+            os.kill(pid, signal.SIGTERM)
+    assert not is_running
 
 
 def test_what_the_background_cannot_start_for_is_told(run_mlxm: Run) -> None:

@@ -57,12 +57,15 @@ def test_workers_are_killed_and_the_server_goes_on(tmp_path: Path, long_soak: bo
 
     async def kill(hub: Hub) -> None:
         rng = random.Random(7)
+        killed: set[int | None] = {None}
         for _ in range(num_kills):
-            while not (pids := [row.pid for row in hub._pool.models() if row.state == "ready" and row.running]):
-                await asyncio.sleep(0.01)
+            while not (pids := {row.pid for row in hub._pool.models() if row.in_use} - killed):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # nobody tells when a worker has begun to answer
+            pid = pids.pop()
+            assert pid is not None
             await asyncio.sleep(rng.uniform(0, 0.2))
-            os.kill(pids[0] or 0, signal.SIGKILL)
-            await asyncio.sleep(0.02)
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
 
     async def test() -> None:
         settings = HubSettings(home=tmp_path / "home", pool=Wishes(options=options))
@@ -100,7 +103,7 @@ def test_three_models_with_room_for_two_stay_within_the_budget(
     tiny_folder: Path,
     long_soak: bool,  # noqa: FBT001
 ) -> None:
-    """Requests for all three flow, all are answered, and what mlx holds in all workers never exceeds what is allowed."""
+    """Requests for all three flow, all are answered, and what mlx holds in all of them never exceeds the budget."""
     num_requests = 40 if long_soak else 3
     measured: list[int] = []
 

@@ -13,6 +13,7 @@ import httpx
 import openai
 
 from mlxm.downloads import Downloads
+from mlxm.hub_pool import PoolOrders
 from mlxm.server.doors import Doors
 from mlxm.server.embedded import EmbeddedServer
 from mlxm.server.entry import Trail
@@ -98,6 +99,7 @@ async def serving(
     log: Log | None = None,
     control_token: str | None = None,
     downloads: Callable[[], Awaitable[Downloads]] | None = None,
+    orders: PoolOrders | None = None,
     doors: Doors | None = None,
     timeouts: Timeouts | None = None,
     knows_tools: bool = True,
@@ -115,6 +117,7 @@ async def serving(
         log=KeptLines() if log is None else log,
         control_token=control_token,
         downloads=downloads,
+        orders=orders,
         doors=Doors() if doors is None else doors,
         timeouts=Timeouts() if timeouts is None else timeouts,
         knows_tools=knows_tools,

@@ -415,10 +415,19 @@ def test_deep_schemas_are_refused() -> None:
         chat(guided_json=deep)
 
 
-def test_marks_for_caches_elsewhere_change_nothing() -> None:
-    """Clients of cloud models set them on parts."""
+def test_what_changes_nothing_inside_of_fields_is_told_too() -> None:
+    """Marks for caches elsewhere, which clients of cloud models set on parts, and a schema's description."""
     part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
-    assert chat(messages=[{"role": "user", "content": [part]}]).messages[0].content == (TextPart("a"),)
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "description": "d"}}
+    asked = read_request(
+        body(messages=[{"role": "user", "content": [part, part]}] * 2, response_format=schema, user="me")
+    )
+    assert asked.request.to_chat("r").messages[0].content == (TextPart("a"), TextPart("a"))
+    assert asked.ignored == (
+        "user",
+        "response_format.json_schema.description",
+        "messages[].content[].cache_control",
+    )
 
 
 def test_tables_do_not_overlap() -> None:

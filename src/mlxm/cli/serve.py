@@ -74,7 +74,7 @@ def start_in_background(flags: Mapping[str, object], *, as_json: bool) -> None:
         print_json({**_addresses(started.url), "pid": started.pid, "log": started.log})
         return
     print_lines_to_paste(started.url)
-    print_note(f"It runs in the background: its log is {started.log}, and kill {started.pid} stops it.")
+    print_note(f"It runs in the background as process {started.pid}. Its log is {started.log}; `mlxm stop` stops it.")
 
 
 def announce(url: str, *, as_json: bool) -> None:

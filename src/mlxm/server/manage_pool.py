@@ -60,10 +60,12 @@ def pool_routes(services: Services) -> list[Any]:
         return _json(await orders().status())
 
     @get("/pool/{model:path}")
-    async def show_model(model: FromPath[str], watch: FromQuery[bool] = False) -> ASGIResponse | Response[bytes]:  # noqa: FBT002  # as above
+    async def show_model(model: FromPath[str], watch: FromQuery[bool] = False) -> ASGIResponse:  # noqa: FBT002  # as above
         name = _name_of(model)
         first = await orders().model(name)
-        return _watch(services, orders(), name) if watch else _json(first)
+        if watch:
+            return _watch(services, orders(), name)
+        return ASGIResponse(body=msgspec.json.encode(first), media_type=_JSON)
 
     @post("/pool/{model:path}", status_code=_ACCEPTED)
     async def load_model(model: FromPath[str], request: Request[Any, Any, Any]) -> Response[bytes]:

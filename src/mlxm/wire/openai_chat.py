@@ -14,7 +14,7 @@ from mlxm.types import ChatRequest, Message, Thinking
 from mlxm.wire import openai_options
 from mlxm.wire.fields import decode, read_object, refuse_unknown, split_fields
 from mlxm.wire.kinds import MAX_ITEMS, Json, NumLikely, NumTokens, is_given
-from mlxm.wire.openai_messages import MESSAGE_NO_OPS, ChatMessage
+from mlxm.wire.openai_messages import MESSAGE_NO_OPS, ChatMessage, ignored_marks
 from mlxm.wire.openai_options import TextRequest, fields_of
 from mlxm.wire.openai_tools import Choice, Tools, read_tools
 
@@ -52,6 +52,10 @@ class ChatCompletionRequest(TextRequest, frozen=True, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     chat_template_kwargs: Json = field(default_factory=Json)
     continue_final_message: bool | None = None
+
+    def ignored(self) -> tuple[str, ...]:
+        """Fields inside of others that change nothing here."""
+        return (*super().ignored(), *ignored_marks(self.messages))
 
     def check(self) -> None:
         """Refuse fields that are good alone and make no sense together."""
@@ -110,7 +114,7 @@ def read_request(body: bytes) -> Asked:
     request = decode(body, ChatCompletionRequest)
     refuse_unknown_in_messages(body)
     request.check()
-    return Asked(request, ignored)
+    return Asked(request, (*ignored, *request.ignored()))
 
 
 class _RawMessages(Struct):

@@ -117,4 +117,4 @@ def read_request(body: bytes) -> Asked:
     ignored = refuse_unknown(split_fields(body), known=known, no_ops=NO_OPS, tolerated=TOLERATED)
     request = decode(body, TextCompletionRequest)
     request.check()
-    return Asked(request, ignored)
+    return Asked(request, (*ignored, *request.ignored()))

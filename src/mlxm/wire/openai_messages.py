@@ -9,7 +9,7 @@ from msgspec import Meta, Struct, field
 
 from mlxm.errors import InvalidRequest, UnsupportedParameter
 from mlxm.types import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart
-from mlxm.wire.kinds import CallId, FunctionName, Index, Json, Name, Text
+from mlxm.wire.kinds import CallId, FunctionName, Index, Json, Name, Text, is_given
 
 # What clients send back when they put an answer into the next request as they got it.
 MESSAGE_NO_OPS: dict[str, tuple[Any, ...]] = {
@@ -27,6 +27,10 @@ class TextContent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     text: Text
     cache_control: Json = field(default_factory=Json)
     prompt_cache_breakpoint: Json = field(default_factory=Json)
+
+    def marks(self) -> tuple[tuple[str, Json], ...]:
+        """What changes nothing here, by name."""
+        return (("cache_control", self.cache_control), ("prompt_cache_breakpoint", self.prompt_cache_breakpoint))
 
 
 class RefusalContent(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):
@@ -119,6 +123,19 @@ class ChatMessage(Struct, frozen=True, kw_only=True):
             raise InvalidRequest("Only a tool's result has a tool_call_id.", param=f"{place}.tool_call_id")
         if self.content is None and not (is_assistant and self._calls):
             raise InvalidRequest("The message has no content.", param=f"{place}.content")
+
+
+def ignored_marks(messages: tuple[ChatMessage, ...]) -> tuple[str, ...]:
+    """The marks for caches elsewhere that any of the parts has."""
+    parts = (
+        part
+        for message in messages
+        if isinstance(message.content, tuple)
+        for part in message.content
+        if isinstance(part, TextContent)
+    )
+    marks = dict.fromkeys(mark for part in parts for mark, value in part.marks() if is_given(value))
+    return tuple(f"messages[].content[].{mark}" for mark in marks)
 
 
 def _text_part(part: Content, place: str) -> TextPart:

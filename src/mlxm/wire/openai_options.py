@@ -27,7 +27,14 @@ from mlxm.wire.kinds import (
     Text,
     TokenId,
 )
-from mlxm.wire.openai_grammar import GrammarAsked, ResponseFormat, StructuredOutputs, choose_grammar
+from mlxm.wire.openai_grammar import (
+    GrammarAsked,
+    JsonSchema,
+    JsonSchemaFormat,
+    ResponseFormat,
+    StructuredOutputs,
+    choose_grammar,
+)
 
 # Values which ask for what happens anyway; any other value of these would be dropped in silence, so it is refused.
 NO_OPS: dict[str, tuple[Any, ...]] = {
@@ -116,6 +123,14 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     def num_choices(self) -> int:
         """How many answers are wanted to a prompt."""
         return 1 if self.n is None else self.n
+
+    def ignored(self) -> tuple[str, ...]:
+        """Fields inside of others that change nothing here."""
+        match self.response_format:
+            case JsonSchemaFormat(json_schema=JsonSchema(description=str())):
+                return ("response_format.json_schema.description",)
+            case _:
+                return ()
 
     def check(self) -> None:
         """Refuse fields that are good alone and make no sense together."""
