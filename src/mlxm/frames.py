@@ -77,6 +77,22 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     verdicts: str | None = None
 
 
+class ThoughtLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tokens an answer may think, and how it is seen when it does: between two texts.
+
+    `is_open` is whether the prompt has opened the thoughts already. Else they begin before all other text, or, with
+    `reopens`, anywhere and again.
+    """
+
+    num_tokens: int
+    opener: str
+    closer: str
+    close_ids: tuple[int, ...]
+    """The tokens that close the thoughts."""
+    is_open: bool = False
+    reopens: bool = False
+
+
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """Start a request; answered by exactly one RequestEnded whatever happens.
 
@@ -98,6 +114,9 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     prompt_logprobs: bool = False
     """Whether the prompt's tokens are wanted with their logprobs too, as Deltas without text before all others."""
     grammar: Grammar | None = None
+    kept_ids: tuple[int, ...] = ()
+    """Special tokens that are spelled out in the answer's text, for those who read markup."""
+    thoughts: ThoughtLimit | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
@@ -262,6 +281,24 @@ class VetGrammar(msgspec.Struct, frozen=True, kw_only=True, tag="vet_grammar"):
     grammar: Grammar
 
 
+class Describe(msgspec.Struct, frozen=True, kw_only=True, tag="describe"):
+    """Say how the model in folder `path` writes."""
+
+    job: int
+    path: str
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True, tag="description"):
+    """How a model writes: its family, msgpack-encoded, and the ids of the tokens that are part of its markup."""
+
+    job: int
+    family: bytes
+    special_ids: dict[str, int] = {}
+    """Its special tokens that have to stay in the text of answers."""
+    stop_ids: tuple[int, ...] = ()
+    """What ends an answer to a chat, besides what the model's files name."""
+
+
 class GrammarVetted(msgspec.Struct, frozen=True, kw_only=True, tag="grammar_vetted"):
     """The grammar can be used."""
 
@@ -275,11 +312,12 @@ class JobStarted(msgspec.Struct, frozen=True, kw_only=True, tag="job_started"):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
-    """The prompt's token ids, and the last characters of its text."""
+    """The prompt's token ids, the last characters of its text, and what was wished for and did not go into it."""
 
     job: int
     ids: tuple[int, ...]
     ending: str = ""
+    unused: tuple[str, ...] = ()
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
@@ -298,8 +336,8 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag="job_failed"):
 
 ToWorker = Load | Generate | Cancel | Shrink | PrefillTurn | Shutdown
 FromWorker = Hello | LoadProgress | Loaded | LoadFailed | Step | Stats | PrefillAsked | PrefillGivenBack
-ToPrep = Render | Encode | Decode | VetGrammar | Shutdown
-FromPrep = Hello | JobStarted | Tokens | Text | GrammarVetted | JobFailed
+ToPrep = Render | Encode | Decode | Describe | VetGrammar | Shutdown
+FromPrep = Hello | JobStarted | Tokens | Text | Description | GrammarVetted | JobFailed
 
 FrameT = TypeVar("FrameT")
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from mlxm.chats import Chat
 from mlxm.echo import Echo, Prompt
 from mlxm.errors import Cancelled, ContextTooLong, InvalidRequest
-from mlxm.frames import Delta, Fault, Generate, RequestEnded, RequestStarted
+from mlxm.frames import Delta, Fault, Generate, RequestEnded, RequestStarted, Tokens
 from mlxm.hub_pool import PoolOrders, Reload, Wishes
 from mlxm.pool.budget import MemoryLimit
+from mlxm.pool.families import Families
 from mlxm.pool.launch import Workers
 from mlxm.pool.ledger import LedgerFile
 from mlxm.pool.options import Parts, PoolOptions
@@ -79,6 +81,7 @@ class Hub:
         worker = msgspec.structs.replace(settings.worker, scratch=cache / "worker", verdicts=cache / "kv-stores")
         self._router = Router(settings.home)
         self._prep = Prep(settings.prep, on_death)
+        self._families = Families(self._prep)
         ledger = LedgerFile(settings.home)
         parts = Parts(launcher=Workers(worker, on_death, on_words), ledger=ledger, on_trouble=on_death)
         self._pool = Pool(settings.pool.options, parts)
@@ -135,11 +138,14 @@ class Hub:
         model = await self._router.resolve(request.model, may_be_path=may_be_path)
         if request.grammar is not None:
             await self._prep.vet(request.grammar)
-        prompt_ids = await self._prep.render(model.folder, request.messages)
-        _check_room(model, len(prompt_ids), request.max_tokens)
-        async with aclosing(self._generate(model, _order(request, prompt_ids))) as events:
+        prompt = await self._render(model, request)
+        _check_room(model, len(prompt.ids), request.max_tokens)
+        chat = Chat(request, prompt, await self._families.of(model.folder))
+        order = await self._chat_order(model, request, chat, prompt.ids)
+        async with aclosing(self._generate(model, order)) as events:
             async for event in events:
-                yield event
+                for each in chat.see(event):
+                    yield each
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
         """Go on with a prompt as it is: Started first, Ended last; closing it early cancels the request."""
@@ -166,7 +172,7 @@ class Hub:
         """The tokens of a request's prompt; `is_bare` leaves out those that the tokenizer puts before a text."""
         model = await self._router.resolve(request.model)
         if isinstance(request, ChatRequest):
-            ids = await self._prep.render(model.folder, request.messages)
+            ids = (await self._render(model, request)).ids
         elif isinstance(request.prompt, str):
             ids = await self._prep.encode(model.folder, request.prompt, suffix=request.suffix, is_bare=is_bare)
         else:
@@ -176,6 +182,24 @@ class Hub:
     async def detokenize(self, model: str, ids: tuple[int, ...]) -> str:
         """The text of token ids; raises InvalidRequest for what is no token of the model."""
         return await self._prep.decode((await self._router.resolve(model)).folder, ids)
+
+    async def _render(self, model: LocalModel, request: ChatRequest) -> Tokens:
+        return await self._prep.render_chat(model.folder, request)
+
+    async def _chat_order(
+        self, model: LocalModel, request: ChatRequest, chat: Chat, prompt_ids: tuple[int, ...]
+    ) -> Generate:
+        """What to ask of the model; what it has to keep to is looked at before it gets there."""
+        grammar = chat.grammar()
+        if grammar is not None and grammar != request.grammar:
+            try:
+                await self._prep.vet(grammar)
+            except InvalidRequest as error:
+                param = "tools" if request.grammar is None else error.param
+                raise InvalidRequest(error.message, hint=error.hint, param=param) from error
+        closing = chat.closing()
+        close_ids = () if closing is None else await self._prep.encode(model.folder, closing, is_bare=True)
+        return chat.order(_order(request, prompt_ids), grammar, close_ids)
 
     async def _generate(self, model: LocalModel, order: Generate) -> AsyncGenerator[Event, None]:
         async with aclosing(self._pool.generate(model, order)) as frames:

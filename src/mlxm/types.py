@@ -170,11 +170,15 @@ class CompletionRequest(AnswerOptions, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens really processed; `cached_tokens` are those of the prompt whose prefill was skipped."""
+    """Tokens really processed; `cached_tokens` are those of the prompt whose prefill was skipped.
+
+    `reasoning_tokens` are those of the answer that were thoughts, as far as its text tells.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
@@ -220,10 +224,11 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call_delta"):
 
 
 class ChoiceEnded(msgspec.Struct, frozen=True, tag="choice_ended"):
-    """One choice is complete."""
+    """One choice is complete; `stop` is the stop string that ended it, where that is known."""
 
     choice: int
     reason: FinishReason
+    stop: str | None = None
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):

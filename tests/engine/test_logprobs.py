@@ -87,6 +87,18 @@ def test_a_prompt_is_scored_once_for_all_choices(facts: dict[str, Any]) -> None:
         assert harness.tokens("one", choice) == scripted(prompt, 4, choice=choice)
 
 
+@RUNNERS
+@pytest.mark.parametrize("num_prompt", [1, 3, 40])
+def test_choices_begin_also_when_the_first_is_complete_with_the_score(facts: dict[str, Any], num_prompt: int) -> None:
+    """A short prompt is scored, and the first choice's only token made, within one step."""
+    harness, prompt = Harness(**facts), prompt_of(num_prompt)
+    harness.add("one", prompt, 1, prompt_logprobs=True, num_choices=3)
+    harness.run(200).check_idle()
+    for choice in range(3):
+        assert harness.tokens("one", choice) == scripted(prompt, 1, choice=choice)
+    harness.end("one")
+
+
 def test_a_run_ends_with_its_block_and_leaves_room_for_others() -> None:
     """So that a step stays short."""
     harness = Harness()

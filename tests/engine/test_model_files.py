@@ -6,6 +6,7 @@ import pytest
 
 from mlxm.engine.model_files import check_weights, read_model_config
 from mlxm.errors import ModelBroken
+from mlxm.types import Sampling
 
 
 def write(folder: Path, name: str, content: object) -> None:
@@ -30,7 +31,17 @@ def test_end_tokens_are_gathered_from_every_file(tmp_path: Path) -> None:
     config = read_model_config(tmp_path)
     assert frozenset({1, 2, 3}) == config.eos_ids
     assert config.eos_token == "</s>"
-    assert config.temperature == 0.0
+    assert config.sampling == Sampling(temperature=0.0)
+
+
+def test_sampling_is_as_its_makers_recommend(tmp_path: Path) -> None:
+    """What other programs understand besides is left to them."""
+    write(tmp_path, "config.json", {"model_type": "qwen2"})
+    recommended = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.05}
+    write(tmp_path, "generation_config.json", {**recommended, "do_sample": True, "transformers_version": "4.37.0"})
+    assert read_model_config(tmp_path).sampling == Sampling(**recommended)
+    write(tmp_path, "generation_config.json", dict.fromkeys(recommended))
+    assert read_model_config(tmp_path).sampling == Sampling()
 
 
 @pytest.mark.parametrize(
@@ -57,9 +68,9 @@ def test_config_alone_is_enough(tmp_path: Path) -> None:
     """The other files say nothing when they are not there."""
     write(tmp_path, "config.json", {"model_type": "phi-msft"})
     config = read_model_config(tmp_path)
-    assert (config.architecture, config.eos_ids, config.eos_token, config.temperature) == (
+    assert (config.architecture, config.eos_ids, config.eos_token, config.sampling) == (
         *("phi-msft", frozenset()),
-        *(None, None),
+        *(None, Sampling()),
     )
 
 
@@ -74,6 +85,7 @@ def test_config_alone_is_enough(tmp_path: Path) -> None:
         ("config.json", '{"model_type": "x", "model_file": "evil.py"}', "program of the model's own"),
         ("config.json", '{"model_type": "x", "max_position_embeddings": "many"}', "max_position_embeddings"),
         ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id"),
+        ("generation_config.json", '{"top_p": 1.5}', "top_p"),
         ("tokenizer_config.json", b"\xff".decode("latin-1"), "cannot be understood"),
     ],
 )

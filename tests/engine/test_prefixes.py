@@ -240,6 +240,19 @@ def test_choices_end_at_their_own_stops() -> None:
 
 
 @AHEAD
+@pytest.mark.parametrize("num_prompt", [33, 65, 70])
+def test_choices_begin_also_when_another_request_reads_their_prompt(num_prompt: int, runs_ahead: bool) -> None:  # noqa: FBT001
+    """The first of them may find the whole prompt, and be complete, within one step."""
+    harness, prompt = Harness(runs_ahead=runs_ahead), prompt_of(num_prompt)
+    harness.add("reader", prompt, 4)
+    harness.add("a", prompt, 1, num_choices=3)
+    harness.run(200).check_idle()
+    for choice in range(3):
+        assert harness.tokens("a", choice) == scripted(prompt, 1, choice=choice)
+    harness.end("a")
+
+
+@AHEAD
 @pytest.mark.parametrize("stage", ["launch", "collect"])
 def test_choices_begin_also_beside_a_failure(stage: str, runs_ahead: bool) -> None:  # noqa: FBT001
     """When the first one's only row has to run again, alone."""

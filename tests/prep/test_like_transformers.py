@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import jinja2
 import pytest
 from transformers import AutoTokenizer
 
-from mlxm.errors import InvalidRequest
 from mlxm.prep.shelf import Prompter
 from mlxm.tiny.families import FAMILIES
 from mlxm.types import Message
@@ -45,7 +43,7 @@ def expected_ids(folder: Path, messages: tuple[Message, ...]) -> tuple[int, ...]
 def ids(folder: Path, messages: tuple[Message, ...]) -> tuple[int, ...]:
     """The prompt's ids by mlxm."""
     prompter = Prompter(folder)
-    return prompter.encode(prompter.render(messages))
+    return prompter.encode(prompter.render(messages).text)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -71,17 +69,17 @@ def test_a_template_that_prints_bos_has_it_once(make_model: MakeModel, say: Say)
 def test_published_templates_print_the_same(
     make_model: MakeModel, conversation: tuple[Message, ...], path: Path
 ) -> None:
-    """Whatever a real template does with a plain conversation, it does here, refusals included."""
+    """Whatever a real template does with a plain conversation, it does here; what it refuses is put in another form."""
     folder = make_model(family="llama3", chat_template="absent")
     (folder / "chat_template.jinja").write_bytes(path.read_bytes())
     tokenizer = load(folder)
     try:
         expected = tokenizer.apply_chat_template(plain(conversation), tokenize=False, add_generation_prompt=True)
-    except (jinja2.TemplateError, TypeError) as error:  # one of them walks over tools without asking for any
-        with pytest.raises(InvalidRequest, match=re.escape(str(error))):
-            Prompter(folder).render(conversation)
+    except (jinja2.TemplateError, TypeError):  # no system role; no tools to walk over
+        text = Prompter(folder).render(conversation).text
+        assert all(word in text for word in ("Answer briefly.", "4, as ever.", "“warum”? 😀"))
     else:
-        assert expected == Prompter(folder).render(conversation)
+        assert expected == Prompter(folder).render(conversation).text
         assert expected_ids(folder, conversation) == ids(folder, conversation)
 
 
@@ -98,7 +96,7 @@ def test_the_template_is_found_in_the_same_place(make_model: MakeModel, say: Say
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "default.jinja").write_text("extra")
     expected = load(folder).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-    assert expected == Prompter(folder).render(say(("user", "x")))
+    assert expected == Prompter(folder).render(say(("user", "x"))).text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +132,7 @@ def test_older_folders_name_special_tokens_in_a_file_of_their_own(make_model: Ma
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
     messages = say(("user", "hello <first> you"))
     assert expected_ids(folder, messages) == ids(folder, messages)
-    assert Prompter(folder).render(messages).startswith("<first><|im_end|>")
+    assert Prompter(folder).render(messages).text.startswith("<first><|im_end|>")
 
 
 def test_prompts_are_neither_cut_nor_filled(make_model: MakeModel, say: Say) -> None:

@@ -43,6 +43,20 @@ def test_all_that_a_request_asks_for_is_ordered() -> None:
     assert {name: getattr(order, name) for name in names} == {name: getattr(request, name) for name in names}
 
 
+def test_what_a_request_leaves_open_is_the_models_own() -> None:
+    """And what it says counts, also where that asks for nothing."""
+    own = Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.1, repetition_penalty=1.05)
+    orders = Orders(stop_ids=frozenset(), scope=b"", sampling=own)
+
+    def sampling_of(asked: Sampling) -> Sampling:
+        return orders(Generate(request_id="a", prompt_ids=(1,), sampling=asked)).sampling
+
+    open_only = Sampling(seed=3, presence_penalty=0.5, min_tokens=2)
+    assert sampling_of(open_only) == msgspec.structs.replace(own, seed=3, presence_penalty=0.5, min_tokens=2)
+    said = Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
+    assert sampling_of(said) == said
+
+
 def test_a_model_has_one_scope(folder: Path) -> None:
     """The same every time, and of one length whatever the model."""
     assert scope_of(folder, FACTS) == scope_of(folder, FACTS)

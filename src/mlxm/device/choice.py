@@ -88,7 +88,7 @@ CANDIDATES = (
 def open_runner(loaded: LoadedModel, options: RunnerOptions) -> Runner:
     """The runner for a model; raises OutOfMemory when no sequence would fit."""
     mx.set_cache_limit(_CACHE_BYTES[on_cpu()])
-    sample = Sampler(loaded.config.temperature)
+    sample = Sampler()
     asked = (options.context_length, loaded.config.context_length, _UNKNOWN_CONTEXT)
     context_length = next(length for length in asked if length is not None)
     memory_bytes = _free_bytes() if options.memory_bytes is None else options.memory_bytes

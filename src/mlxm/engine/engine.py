@@ -274,10 +274,17 @@ class Engine:
         """One choice is complete, and with the last one the request."""
         request, _ = self._owners[sequence.id]
         self._scheduler.end(sequence)
+        self._release_siblings(sequence)
         request.num_open -= 1
         if request.num_open == 0:
             self._close(request)
             self._events.append(RequestEnded(request_id=request.order.request_id, usage=request.usage))
+
+    def _release_siblings(self, leader: Sequence) -> None:
+        """Those who waited for its prompt compute theirs: it has read and answered it within one step."""
+        siblings, leader.siblings = leader.siblings, []
+        for sibling in siblings:
+            self._scheduler.add(sibling)
 
     def _fail(self, sequence: Sequence, fault: Fault) -> None:
         request, _ = self._owners[sequence.id]

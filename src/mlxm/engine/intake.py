@@ -9,11 +9,12 @@ from itertools import count
 import msgspec
 
 from mlxm.engine.blocks import Chain, num_blocks_for
-from mlxm.engine.guide import Grammars, Guide
+from mlxm.engine.guide import Grammars
 from mlxm.engine.output import Detokenizer
 from mlxm.engine.plan import BLOCK_TOKENS
 from mlxm.engine.request import SEED_BITS, Order, Request, answer_of, seed_of
 from mlxm.engine.sequence import Sequence
+from mlxm.engine.thoughts import BoundedThoughts, Guide
 from mlxm.errors import ContextTooLong, OutOfMemory, UnsupportedParameter
 
 
@@ -71,11 +72,16 @@ class Intake:
         return Request(order, sequences, [answer_of(order, self._model.detokenizer, max_tokens) for _ in sequences])
 
     def _guide(self, order: Order) -> Guide | None:
-        if order.grammar is None:
-            return None
+        guide = None if order.grammar is None else self._grammars().guide(order.grammar)
+        if order.thoughts is None:
+            return guide
+        raw = self._model.detokenizer.raw
+        return BoundedThoughts(order.thoughts, raw=raw, vocab_size=self._model.vocab_size, inner=guide)
+
+    def _grammars(self) -> Grammars:
         if self._model.grammars is None:
             raise UnsupportedParameter("This model follows no grammars.", hint="Leave it out.", param="response_format")
-        return self._model.grammars.guide(order.grammar)
+        return self._model.grammars
 
     def _room(self, order: Order) -> int:
         """How long the answer may be; raises when the context or the pool cannot hold what is asked for."""

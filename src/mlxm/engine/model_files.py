@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from mlxm.errors import ModelBroken
+from mlxm.types import Sampling
 
 MAX_HEADER_BYTES = 100_000_000
 _FETCH_AGAIN = "Fetch the model again."
@@ -54,7 +56,11 @@ class _Config(_Limits, frozen=True, kw_only=True):
 
 class _Generation(msgspec.Struct, frozen=True):
     eos_token_id: _TokenIds = None
-    temperature: float | None = None
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=1e-3, le=1e3)] | None = None
 
 
 class _NamedToken(msgspec.Struct, frozen=True):
@@ -72,7 +78,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int | None
     eos_ids: frozenset[int]
     eos_token: str | None
-    temperature: float | None
+    sampling: Sampling = Sampling()
+    """What its makers found to be good, for requests that do not say."""
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -92,7 +99,13 @@ def read_model_config(folder: Path) -> ModelConfig:
         context_length=next((length for length in lengths if length is not None), None),
         eos_ids=frozenset(token_id for ids in listed for token_id in _as_list(ids)),
         eos_token=token.content if isinstance(token, _NamedToken) else token,
-        temperature=generation.temperature,
+        sampling=Sampling(
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+        ),
     )
 
 

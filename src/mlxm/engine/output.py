@@ -74,9 +74,9 @@ class Detokenizer:
                 raise
             raise ModelBroken(f"{path} is no tokenizer: {error}", hint="Fetch the model again.") from error
 
-    def start(self) -> TokenText:
-        """The text of a new sequence."""
-        return _ByteLevelText(self) if self._is_byte_level else _WindowedText(self)
+    def start(self, kept: frozenset[int] = frozenset()) -> TokenText:
+        """The text of a new sequence, in which these special tokens are spelled out."""
+        return _ByteLevelText(self, kept) if self._is_byte_level else _WindowedText(self, kept)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its name."""
@@ -107,8 +107,8 @@ class Detokenizer:
         return plain.to_str()
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of a whole sequence."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        """The text of a whole sequence, special tokens too."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def spelling(self, token_id: int) -> bytes:
         """The bytes of a token in a byte-level vocabulary."""
@@ -128,12 +128,15 @@ def _spelled_bytes(token: str) -> bytes:
 class _ByteLevelText:
     """For vocabularies that spell bytes: only an unfinished character has to wait."""
 
-    def __init__(self, detokenizer: Detokenizer) -> None:
-        self._spelling = detokenizer.spelling
+    def __init__(self, detokenizer: Detokenizer, kept: frozenset[int]) -> None:
+        self._detokenizer = detokenizer
+        self._kept = kept
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token_id: int) -> str:
-        return self._characters.decode(self._spelling(token_id))
+        is_kept = token_id in self._kept
+        spelling = self._detokenizer.raw(token_id) if is_kept else self._detokenizer.spelling(token_id)
+        return self._characters.decode(spelling)
 
     def finish(self) -> str:
         return self._characters.decode(b"", final=True)
@@ -149,18 +152,19 @@ class _WindowedText:
     is good or bad as a whole, so it waits for its end.
     """
 
-    def __init__(self, detokenizer: Detokenizer) -> None:
+    def __init__(self, detokenizer: Detokenizer, kept: frozenset[int]) -> None:
         self._detokenizer = detokenizer
+        self._kept = kept
         self._window: list[int] = []
         self._context_length = 0
         self._context_text = ""
 
     def add(self, token_id: int) -> str:
         token = self._detokenizer.token(token_id)
-        if token is None:
+        if token is None and token_id not in self._kept:
             return ""
         self._window.append(token_id)
-        if _is_byte_token(token):
+        if token is not None and _is_byte_token(token):
             return ""
         return self._fresh(is_last=False)
 
@@ -254,9 +258,15 @@ class Answer:
     """One sequence's output: its text, and when it is complete."""
 
     def __init__(
-        self, detokenizer: Detokenizer, *, stop_ids: Collection[int], stops: Iterable[str], max_tokens: int
+        self,
+        detokenizer: Detokenizer,
+        *,
+        stop_ids: Collection[int],
+        stops: Iterable[str],
+        max_tokens: int,
+        kept: frozenset[int] = frozenset(),
     ) -> None:
-        self._text = detokenizer.start()
+        self._text = detokenizer.start(kept)
         self._stop_ids = stop_ids
         self._stops = StopStrings(stops)
         self._max_tokens = max_tokens

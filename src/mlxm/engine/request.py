@@ -11,7 +11,7 @@ from mlxm.engine.output import Answer, Detokenizer, Piece
 from mlxm.engine.plan import RowLogprobs
 from mlxm.engine.sequence import Sequence
 from mlxm.errors import InvalidRequest, ModelBroken
-from mlxm.frames import Delta
+from mlxm.frames import Delta, ThoughtLimit
 from mlxm.types import Grammar, Likely, Sampling, TokenLogprobs, Usage
 
 MAX_LOGPROBS = 20
@@ -38,7 +38,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: Sampling = Sampling()
-    """What is None in it means no penalty; the runner knows the model's temperature."""
+    """What is None in it is not done; a temperature of None is 1."""
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
@@ -54,6 +54,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: bool = False
     """Whether the prompt's tokens are wanted with theirs, in Deltas without text before all others."""
     grammar: Grammar | None = None
+    kept_ids: frozenset[int] = frozenset()
+    """Special tokens that are spelled out in the answer's text."""
+    thoughts: ThoughtLimit | None = None
 
     @property
     def ending_ids(self) -> frozenset[int]:
@@ -78,6 +81,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.num_logprobs} likely tokens are asked for; it must be from 0 to {MAX_LOGPROBS}.",
                 param="top_logprobs",
             )
+        if self.thoughts is not None and any(not 0 <= each < vocab_size for each in self.thoughts.close_ids):
+            raise ModelBroken("The model does not know the tokens that close its thoughts.", hint="Fetch it again.")
         _check_sampling(self.sampling, vocab_size)
 
 
@@ -132,7 +137,7 @@ class Request:
 
 def answer_of(order: Order, detokenizer: Detokenizer, max_tokens: int) -> Answer:
     """An answer to which nothing has been added."""
-    return Answer(detokenizer, stop_ids=order.ending_ids, stops=order.stop, max_tokens=max_tokens)
+    return Answer(detokenizer, stop_ids=order.ending_ids, stops=order.stop, max_tokens=max_tokens, kept=order.kept_ids)
 
 
 def seed_of(seed: int, choice: int) -> int:

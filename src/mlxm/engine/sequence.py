@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlxm.engine.blocks import Chain
-from mlxm.engine.guide import Guide
+from mlxm.engine.thoughts import Guide
 from mlxm.types import Sampling
 
 State = Literal["new", "waiting", "running", "over"]
@@ -37,7 +37,7 @@ class Sequence:
     """What ends the answer, and is not chosen before it has its least length."""
     num_logprobs: int | None = None
     guide: Guide | None = None
-    """Keeps the answer to its grammar."""
+    """Says what its next token may be."""
     scores_prompt: bool = False
     """Whether logprobs of the prompt's tokens are wanted: then they are computed as rows."""
     num_scored: int = 0

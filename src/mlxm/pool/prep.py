@@ -21,6 +21,8 @@ from mlxm.engine.grammar import refusal
 from mlxm.errors import Draining, InvalidRequest, MlxmError, Overloaded, ProtocolMismatch, TimedOut, WorkerDied
 from mlxm.frames import (
     Decode,
+    Describe,
+    Description,
     Encode,
     FromPrep,
     GrammarVetted,
@@ -32,7 +34,8 @@ from mlxm.frames import (
     VetGrammar,
 )
 from mlxm.prep.limits import EXIT_OVER_MEMORY, job_over_memory, load_over_memory
-from mlxm.types import Grammar, Message
+from mlxm.prep.options import PLAIN, RenderOptions
+from mlxm.types import ChatRequest, Grammar, Message
 
 _NAME: Final = "The process that prepares prompts"
 _STOP_S: Final = 1.0
@@ -41,8 +44,8 @@ _RETRY_S: Final = 1.0
 _MAX_VERDICTS: Final = 512
 _DIGEST_BYTES: Final = 16
 
-Order = Render | Encode | Decode | VetGrammar
-Answer = Tokens | Text | GrammarVetted | JobFailed
+Order = Render | Encode | Decode | Describe | VetGrammar
+Answer = Tokens | Text | Description | GrammarVetted | JobFailed
 OnDeath = Callable[[MlxmError], None]
 
 
@@ -97,20 +100,41 @@ class Prep:
         """Wait until the first process has said hello, or could not be started."""
         await self._has_tried.wait()
 
-    async def render(self, path: Path, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The prompt's ids for the model in folder `path`, up to where the assistant's answer begins.
+    async def render(self, path: Path, messages: Sequence[Message], options: RenderOptions = PLAIN) -> Tokens:
+        """The prompt for the model in folder `path`, up to where the assistant's answer begins or goes on.
 
-        Raises InvalidRequest for a conversation that the model's template cannot take in time and memory, ModelBroken
-        for files that cannot be used, Overloaded, and WorkerDied when the process died of it twice.
+        Raises InvalidRequest for a conversation that the model's template cannot take in time and memory,
+        UnsupportedParameter for options that it does not read, ModelBroken for files that cannot be used, Overloaded,
+        and WorkerDied when the process died of it twice.
         """
-        return await self._tokens(Render(job=next(self._numbers), path=str(path), messages=tuple(messages)))
+        order = Render(
+            job=next(self._numbers),
+            path=str(path),
+            messages=tuple(messages),
+            tools=options.tools,
+            thinking=options.thinking,
+            template_options=options.template_options,
+            continues_final=options.continues_final,
+        )
+        return msgspec.structs.replace(await self._tokens(order), job=0)
+
+    async def render_chat(self, path: Path, request: ChatRequest) -> Tokens:
+        """The same for a request, with its tools unless they are not to be called."""
+        options = RenderOptions(
+            tools=() if request.tool_choice.mode == "none" else request.tools,
+            thinking=request.thinking,
+            template_options=request.template_options,
+            continues_final=request.continues_final,
+        )
+        return await self.render(path, request.messages, options)
 
     async def encode(
         self, path: Path, text: str, *, suffix: str | None = None, is_bare: bool = False
     ) -> tuple[int, ...]:
         """The ids of a text without a template, and of the text after its gap; raises what `render` raises."""
         number = next(self._numbers)
-        return await self._tokens(Encode(job=number, path=str(path), text=text, suffix=suffix, is_bare=is_bare))
+        order = Encode(job=number, path=str(path), text=text, suffix=suffix, is_bare=is_bare)
+        return (await self._tokens(order)).ids
 
     async def decode(self, path: Path, ids: tuple[int, ...]) -> str:
         """The text of token ids; raises what `render` raises, and InvalidRequest for ids that are no tokens."""
@@ -122,11 +146,21 @@ class Prep:
                 raise answer.fault.error()
         raise _stray(answer)
 
-    async def _tokens(self, order: Order) -> tuple[int, ...]:
+    async def describe(self, path: Path) -> Description:
+        """How the model in folder `path` writes; raises what `render` raises."""
+        answer = await self._enqueue(Describe(job=next(self._numbers), path=str(path)))
+        match answer:
+            case Description():
+                return answer
+            case JobFailed():
+                raise answer.fault.error()
+        raise _stray(answer)
+
+    async def _tokens(self, order: Order) -> Tokens:
         answer = await self._enqueue(order)
         match answer:
             case Tokens():
-                return answer.ids
+                return answer
             case JobFailed():
                 raise answer.fault.error()
         raise _stray(answer)

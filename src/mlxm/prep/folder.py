@@ -71,6 +71,20 @@ def find_template(folder: Path) -> str:
     return templates["default"]
 
 
+def find_any_template(folder: Path) -> str | None:
+    """The same, or None."""
+    try:
+        return find_template(folder)
+    except InvalidRequest:
+        return None
+
+
+def find_model_type(folder: Path) -> str | None:
+    """What kind of model config.json says it is."""
+    found = read_object(folder / "config.json").get("model_type")
+    return found if isinstance(found, str) else None
+
+
 def _from_template_files(folder: Path) -> dict[str, str]:
     paths = {"default": folder / "chat_template.jinja"}
     paths |= {path.name.removesuffix(".jinja"): path for path in extra_template_paths(folder)}

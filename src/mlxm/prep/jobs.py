@@ -20,6 +20,8 @@ from mlxm.frames import (
     PROTOCOL,
     Decode,
     Decoder,
+    Describe,
+    Description,
     Encode,
     Fault,
     GrammarVetted,
@@ -34,11 +36,14 @@ from mlxm.frames import (
     encode,
 )
 from mlxm.prep.limits import MemoryGuard, job_over_memory, limit_cpu
+from mlxm.prep.options import RenderOptions
+from mlxm.prep.renderer import Rendered
 from mlxm.prep.shelf import Prompter, Shelf
 
 _LOAD_BYTES: Final = 3 * 1024**3
+_ENDING_LENGTH: Final = 500
 
-Job = Render | Encode | Decode | VetGrammar
+Job = Render | Encode | Decode | Describe | VetGrammar
 Send = Callable[[msgspec.Struct], None]
 
 
@@ -92,7 +97,7 @@ class Jobs:
         except MlxmError as error:
             self._send(JobFailed(job=job.job, fault=Fault.of(error)))
 
-    def _answer(self, job: Job) -> Tokens | Text | GrammarVetted:
+    def _answer(self, job: Job) -> Tokens | Text | Description | GrammarVetted:
         if isinstance(job, VetGrammar):
             self._vet(job)
             return GrammarVetted(job=job.job)
@@ -102,11 +107,15 @@ class Jobs:
         with self._guard.watched(self._memory_bytes):
             match job:
                 case Render():
-                    return Tokens(job=job.job, ids=prompter.encode(self._text(prompter, job)))
+                    rendered = self._render(prompter, job)
+                    ids, ending = prompter.encode(rendered.text), rendered.text[-_ENDING_LENGTH:]
+                    return Tokens(job=job.job, ids=ids, ending=ending, unused=rendered.unused)
                 case Encode(text=text, suffix=suffix, is_bare=is_bare):
                     return Tokens(job=job.job, ids=prompter.encode_plain(text, suffix=suffix, is_bare=is_bare))
                 case Decode(ids=ids):
                     return Text(job=job.job, text=prompter.decode(ids))
+                case Describe():
+                    return prompter.describe(job.job)
 
     def _vet(self, job: VetGrammar) -> None:
         grammar.load()
@@ -114,9 +123,15 @@ class Jobs:
         with self._guard.watched(self._memory_bytes):
             grammar.vet(job.grammar)
 
-    def _text(self, prompter: Prompter, job: Render) -> str:
+    def _render(self, prompter: Prompter, job: Render) -> Rendered:
+        options = RenderOptions(
+            tools=job.tools,
+            thinking=job.thinking,
+            template_options=job.template_options,
+            continues_final=job.continues_final,
+        )
         try:
             with self._guard.refused(self._memory_bytes):
-                return prompter.render(job.messages)
+                return prompter.render(job.messages, options)
         except MemoryError as error:
             raise job_over_memory(self._memory_bytes) from error

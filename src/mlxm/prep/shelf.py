@@ -7,10 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from mlxm.engine.formats.families import recognise
 from mlxm.errors import ModelBroken
+from mlxm.frames import Description
 from mlxm.prep.files import Revision, revision
-from mlxm.prep.folder import find_template
+from mlxm.prep.folder import find_any_template, find_model_type, find_template
 from mlxm.prep.gap import fill_in
+from mlxm.prep.options import PLAIN, RenderOptions
+from mlxm.prep.renderer import Rendered, Renderer
 from mlxm.prep.template import ChatTemplate
 from mlxm.prep.tokenizer import Encoder, load_encoder
 from mlxm.types import Message
@@ -26,13 +32,15 @@ class Prompter:
         self._encoder: Encoder = load_encoder(folder)
 
     @cached_property
-    def _template(self) -> ChatTemplate:
-        """Found when it is first needed: a model without one still goes on with plain text."""
-        return ChatTemplate(find_template(self._folder), self._encoder.special_tokens)
+    def _renderer(self) -> Renderer:
+        """Made when it is first needed: a model without a template still goes on with plain text."""
+        template = find_template(self._folder)
+        family = recognise(find_model_type(self._folder), template, self._encoder.added_tokens())
+        return Renderer(ChatTemplate(template, self._encoder.special_tokens), family)
 
-    def render(self, messages: tuple[Message, ...]) -> str:
+    def render(self, messages: tuple[Message, ...], options: RenderOptions = PLAIN) -> Rendered:
         """The prompt's text, with all its special tokens."""
-        return self._template.render(messages)
+        return self._renderer.render(messages, options)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of such a text."""
@@ -43,6 +51,21 @@ class Prompter:
         if suffix is not None:
             return fill_in(self._encoder, text, suffix)
         return tuple(self._encoder.encode(text) if is_bare else self._encoder.encode_whole(text))
+
+    def describe(self, job: int) -> Description:
+        """How the model writes."""
+        template = find_any_template(self._folder)
+        added = self._encoder.added_tokens()
+        family = recognise(find_model_type(self._folder), template, added)
+        special = {token: found.id for token, found in added.items() if found.is_special}
+        kept = family.kept_tokens(special)
+        stop_ids = (self._encoder.find(token) for token in family.stop_tokens)
+        return Description(
+            job=job,
+            family=msgspec.msgpack.encode(family),
+            special_ids={token: token_id for token, token_id in special.items() if token in kept},
+            stop_ids=tuple(token_id for token_id in stop_ids if token_id is not None),
+        )
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of token ids, special tokens too; raises InvalidRequest for what is no token."""

@@ -16,18 +16,17 @@ from typing import Any, Final, NoReturn
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mlxm.errors import InvalidRequest
-from mlxm.types import Message, TextPart
 
 _HINT: Final = "Change the conversation to what this model's template takes, or use another model."
-_QUOTED_DEVELOPER: Final = re.compile(r"""(['"])developer\1""")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _MESSAGE_LIMIT: Final = 500
-_PROBE: Final = "probe7f3a"
+_GIVEN: Final = frozenset({"messages", "tools", "add_generation_prompt"})
 _PYTHON_ERRORS: Final = (
     ArithmeticError,
     AssertionError,
@@ -45,47 +44,43 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
-        self._source = source
-        self._knows_developer = _QUOTED_DEVELOPER.search(source) is not None
+        self.source = source
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt's text, up to where the assistant's answer begins; raises InvalidRequest."""
-        if not messages:
-            raise InvalidRequest("The conversation is empty.", hint="Send at least one message.", param="messages")
-        return self._print([self._plain(message) for message in messages])
+    def print(self, messages: Sequence[Mapping[str, object]], **variables: object) -> str:
+        """What it makes of messages and variables; raises InvalidRequest.
 
-    def _plain(self, message: Message) -> dict[str, object]:
-        role = "system" if message.role == "developer" and not self._knows_developer else message.role
-        texts = [part.text for part in message.content if isinstance(part, TextPart)]
-        plain: dict[str, object] = {"role": role, "content": _parts(texts) if self._wants_parts else "".join(texts)}
-        if message.name is not None:
-            plain["name"] = message.name
-        return plain
+        Unless a variable says otherwise, it is asked to go on to where the assistant's answer begins.
+        """
+        usual = {"tools": None, "documents": None, "add_generation_prompt": True}
+        with _translated():
+            return self._template.render({**self._special_tokens, **usual, **variables, "messages": list(messages)})
 
     @cached_property
-    def _wants_parts(self) -> bool:
-        """Whether the template prints nothing of a plain string: those of some vision models walk over parts only."""
-        return not self._prints(_PROBE) and self._prints(_parts([_PROBE]))
+    def options(self) -> frozenset[str]:
+        """The variables that it reads, without those that every template is given."""
+        with _translated():
+            read = find_undeclared_variables(self._parsed)
+        given = _GIVEN.union(self._special_tokens, self._environment.globals)
+        return frozenset(name for name in read - given if not name.endswith("_token"))
 
-    def _prints(self, content: object) -> bool:
-        try:
-            return _PROBE in self._print([{"role": "user", "content": content}])
-        except InvalidRequest:
-            return False
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The names of attributes and the texts that stand in its expressions."""
+        texts = {node.value for node in self._parsed.find_all(nodes.Const) if isinstance(node.value, str)}
+        return frozenset(texts.union(node.attr for node in self._parsed.find_all(nodes.Getattr)))
+
+    @cached_property
+    def _environment(self) -> ImmutableSandboxedEnvironment:
+        return _environment()
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        return _environment().from_string(self._source)
+        return self._environment.from_string(self.source)
 
-    def _print(self, messages: list[dict[str, object]]) -> str:
+    @cached_property
+    def _parsed(self) -> nodes.Template:
         with _translated():
-            return self._template.render(
-                **self._special_tokens, messages=messages, tools=None, documents=None, add_generation_prompt=True
-            )
-
-
-def _parts(texts: list[str]) -> list[dict[str, str]]:
-    return [{"type": "text", "text": text} for text in texts]
+            return self._environment.parse(self.source)
 
 
 class _Refused(jinja2.TemplateError):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -26,6 +26,13 @@ _OTHER_FORMATS: Final = (
     *("tekken.json", "tiktoken.model", "vocab.json", "vocab.txt"),
 )
 _ENVIRONMENT: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Added(NamedTuple):
+    """A token that was put beside a vocabulary; a special one is not text."""
+
+    id: int
+    is_special: bool
 
 
 class Encoder(Protocol):
@@ -50,6 +57,10 @@ class Encoder(Protocol):
 
     def find(self, token: str) -> int | None:
         """The id of a token, None when there is no such token."""
+        ...
+
+    def added_tokens(self) -> dict[str, Added]:
+        """The tokens beside the vocabulary, by how they are spelled."""
         ...
 
 
@@ -95,6 +106,11 @@ class FastEncoder:
     def find(self, token: str) -> int | None:
         """The id of `token`."""
         return self._tokenizer.token_to_id(token)
+
+    def added_tokens(self) -> dict[str, Added]:
+        """The tokens beside the vocabulary."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: Added(token_id, token.special) for token_id, token in added.items()}
 
     def _encode(self, text: str, *, is_whole: bool) -> list[int]:
         """The batch call frees the interpreter lock and skips the offsets, which nobody needs."""
@@ -155,6 +171,11 @@ class SlowEncoder:
         """The id of `token`."""
         found: int | None = self._tokenizer.get_vocab().get(token)
         return found
+
+    def added_tokens(self) -> dict[str, Added]:
+        """The tokens beside the vocabulary."""
+        added = self._tokenizer.added_tokens_decoder
+        return {str(token): Added(token_id, bool(token.special)) for token_id, token in added.items()}
 
 
 def _no_token(token_id: int) -> InvalidRequest:

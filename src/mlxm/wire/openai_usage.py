@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from mlxm.types import Usage
 
@@ -19,6 +19,12 @@ class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Struct, frozen=True):
+    """How much of the answer was thought rather than said."""
+
+    reasoning_tokens: int
+
+
 class CompletionUsage(Struct, frozen=True, kw_only=True):
     """Tokens of the whole request."""
 
@@ -26,6 +32,7 @@ class CompletionUsage(Struct, frozen=True, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
     @classmethod
     def of(cls, usage: Usage) -> CompletionUsage:
@@ -35,6 +42,9 @@ class CompletionUsage(Struct, frozen=True, kw_only=True):
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(usage.cached_tokens),
+            completion_tokens_details=(
+                CompletionTokensDetails(usage.reasoning_tokens) if usage.reasoning_tokens else UNSET
+            ),
         )
 
 

@@ -62,7 +62,8 @@ def _load(link: Link, order: Load, warning: str | None) -> Service:
     options = EngineOptions(vocab_size=loaded.vocab_size, context_length=loaded.config.context_length)
     grammars = Grammars(loaded.detokenizer.to_json, vocab_size=loaded.vocab_size, stop_ids=loaded.stop_ids)
     engine = Engine(runner, loaded.detokenizer, options, grammars=grammars)
-    orders = Orders(stop_ids=loaded.stop_ids, scope=scope_of(folder, runner.facts))
+    scope = scope_of(folder, runner.facts)
+    orders = Orders(stop_ids=loaded.stop_ids, scope=scope, sampling=loaded.config.sampling)
     why = runner.facts.why if warning is None else f"{runner.facts.why}; {warning}"
     memory.shrink()  # what loading and trying stores has left behind
     if order.cache_bytes is not None:

@@ -1,4 +1,4 @@
-"""From a request to the engine's order: what the loaded model adds is what ends its answers and what its prefixes are.
+"""From a request to the engine's order: the loaded model adds what ends its answers and what its prefixes are.
 
 Two prefixes of the same tokens hold the same numbers only under the same model, tokenizer, template and KV store.
 """
@@ -14,6 +14,7 @@ import msgspec
 from mlxm.engine.plan import RunnerFacts
 from mlxm.engine.request import Order
 from mlxm.frames import Generate
+from mlxm.types import Sampling
 
 _TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _WEIGHTS = "*.safetensors"
@@ -26,13 +27,15 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     stop_ids: frozenset[int]
     """The model's own."""
     scope: bytes
+    sampling: Sampling = Sampling()
+    """What it is for the model when a request does not say."""
 
     def __call__(self, request: Generate) -> Order:
         """The order for a request."""
         return Order(
             request_id=request.request_id,
             prompt_ids=request.prompt_ids,
-            sampling=request.sampling,
+            sampling=self._fill(request.sampling),
             max_tokens=request.max_tokens,
             stop=request.stop,
             stop_ids=self.stop_ids,
@@ -43,7 +46,15 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
             num_logprobs=request.num_logprobs,
             prompt_logprobs=request.prompt_logprobs,
             grammar=request.grammar,
+            kept_ids=frozenset(request.kept_ids),
+            thoughts=request.thoughts,
         )
+
+    def _fill(self, asked: Sampling) -> Sampling:
+        """What is asked, and of what is not, the model's own."""
+        own = msgspec.structs.asdict(self.sampling)
+        missing = [name for name, value in msgspec.structs.asdict(asked).items() if value is None]
+        return msgspec.structs.replace(asked, **{name: own[name] for name in missing})
 
 
 def scope_of(folder: Path, facts: RunnerFacts) -> bytes:

@@ -1,0 +1,156 @@
+"""Chats in the way of the model's family: what its worker is told besides, and what the text of its answers means."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from mlxm.engine.formats.grammar import answer_grammar, tool_grammar
+from mlxm.engine.formats.harmony import MARKERS
+from mlxm.engine.formats.parser import AnswerParser, open_parser, opens_thoughts
+from mlxm.frames import Generate, ThoughtLimit, Tokens
+from mlxm.pool.families import Markup
+from mlxm.types import (
+    ChatRequest,
+    ChoiceEnded,
+    Ended,
+    Event,
+    Grammar,
+    ReasoningDelta,
+    TextDelta,
+    TextPart,
+    ToolCallDelta,
+    ToolCallStarted,
+)
+
+_START, _CHANNEL, _, _MESSAGE, _END, *_ = MARKERS
+_ANALYSIS: Final = f"{_CHANNEL}analysis{_MESSAGE}"
+_FINAL: Final = f"{_CHANNEL}final{_MESSAGE}"
+_MUST_CALL: Final = ("required", "named")
+
+
+class Chat:
+    """One request, its prompt, and all that its model's family makes of them."""
+
+    def __init__(self, request: ChatRequest, prompt: Tokens, markup: Markup) -> None:
+        self._request = request
+        self._prompt = prompt
+        self._markup = markup
+        self._family = markup.family
+        self._takes_calls = bool(request.tools) and request.tool_choice.mode != "none"
+        self._has_markup = self._takes_calls or self._family.reasoning is not None or self._family.is_harmony
+        self._parsers: dict[int, AnswerParser] = {}
+        self._num_thought = 0
+
+    # ── what the worker is told ──────────────────────────────────────────────────────────────────
+
+    def grammar(self) -> Grammar | None:
+        """What the answer has to be, with its thoughts and calls."""
+        request, family, ending = self._request, self._family, self._prompt.ending
+        special_ids = self._markup.special_ids
+        if request.grammar is None or (self._takes_calls and request.tool_choice.mode in _MUST_CALL):
+            return tool_grammar(family, request.tools, request.tool_choice, ending=ending, special_ids=special_ids)
+        return answer_grammar(
+            family,
+            request.grammar,
+            ending=ending,
+            special_ids=special_ids,
+            tools=request.tools,
+            choice=request.tool_choice,
+        )
+
+    def closing(self) -> str | None:
+        """The text that closes thoughts which become too long; None where they may be of any length."""
+        if self._request.thinking.budget_tokens is None:
+            return None
+        if self._family.is_harmony:
+            return f"{_END}{_START}assistant" + ("" if self._takes_calls else _FINAL)
+        tags = self._family.reasoning
+        return None if tags is None else tags.before_close + tags.close + tags.after_close
+
+    def order(self, order: Generate, grammar: Grammar | None, close_ids: tuple[int, ...] = ()) -> Generate:
+        """What to ask of the model."""
+        ends = () if order.sampling.ignore_eos else self._markup.stop_ids
+        return msgspec.structs.replace(
+            order,
+            grammar=grammar,
+            stop_ids=tuple(dict.fromkeys((*order.stop_ids, *ends))),
+            kept_ids=tuple(self._markup.special_ids.values()) if self._has_markup else (),
+            thoughts=self._limit(close_ids),
+        )
+
+    def _limit(self, close_ids: tuple[int, ...]) -> ThoughtLimit | None:
+        num_tokens = self._request.thinking.budget_tokens
+        if num_tokens is None or not close_ids:
+            return None
+        ending = self._prompt.ending
+        tags = self._family.reasoning
+        if tags is None:
+            return ThoughtLimit(
+                num_tokens=num_tokens,
+                opener=_ANALYSIS,
+                closer=_END,
+                close_ids=close_ids,
+                is_open=ending.endswith(_ANALYSIS),
+                reopens=True,
+            )
+        return ThoughtLimit(
+            num_tokens=num_tokens,
+            opener=tags.open,
+            closer=tags.close,
+            close_ids=close_ids,
+            is_open=opens_thoughts(tags, ending),
+        )
+
+    # ── what the answer means ────────────────────────────────────────────────────────────────────
+
+    def see(self, event: Event) -> list[Event]:
+        """What an event of the bare text means."""
+        if not self._has_markup:
+            return [event]
+        match event:
+            case TextDelta(choice=choice, text=text, token_ids=token_ids, logprobs=logprobs):
+                return self._told(self._parser(choice).feed(text, token_ids, logprobs))
+            case ChoiceEnded(choice=choice, reason=reason):
+                parser = self._parser(choice)
+                has_called = parser.num_calls > 0 and reason == "stop"
+                told = self._told(parser.finish())
+                return [*told, ChoiceEnded(choice=choice, reason="tool_calls" if has_called else reason)]
+            case Ended(usage=usage):
+                return [Ended(usage=msgspec.structs.replace(usage, reasoning_tokens=self._num_thought))]
+            case _:
+                return [event]
+
+    def _parser(self, choice: int) -> AnswerParser:
+        parser = self._parsers.get(choice)
+        if parser is None:
+            parser = self._parsers[choice] = open_parser(
+                self._family,
+                tools=self._request.tools,
+                tool_choice=self._request.tool_choice,
+                ending=self._prompt.ending,
+                begun=self._begun(),
+                choice=choice,
+            )
+        return parser
+
+    def _begun(self) -> str:
+        """The part of the answer that the request has written, as the prompt ends with it."""
+        if not self._request.continues_final:
+            return ""
+        text = "".join(part.text for part in self._request.messages[-1].content if isinstance(part, TextPart))
+        ending = self._prompt.ending
+        return next((form for form in (text, text.rstrip(), text.strip()) if _ends(ending, form)), "")
+
+    def _told(self, events: list[Event]) -> list[Event]:
+        """The events, without the calls that go beyond the one that may be made."""
+        self._num_thought += sum(len(event.token_ids) for event in events if isinstance(event, ReasoningDelta))
+        if self._request.tool_choice.allows_several:
+            return events
+        calls = ToolCallStarted | ToolCallDelta
+        return [event for event in events if not (isinstance(event, calls) and event.index > 0)]
+
+
+def _ends(ending: str, text: str) -> bool:
+    return text.endswith(ending) or ending.endswith(text)
