@@ -1,6 +1,6 @@
 """What clients get from `mlxm serve` and from other servers, on the same model folder and the same BLAS.
 
-    python -m benchmarks.server [--quick] [--json] [--only CASE]… [--size SIZE]
+    python -m benchmarks.server [--quick] [--json] [--only CASE]… [--size SIZE] [--rounds N]
 
 Clients stream chat completions; they are a process of their own, and what they cost is not counted. Throughput is
 tokens per second of CPU time, taken over all of a server's processes: the machine may have other things to do.
@@ -30,8 +30,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.server", add_help=False)
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--size")
+    parser.add_argument("--rounds", type=int)
     options, others = parser.parse_known_args()
-    return run_benchmark("server", Cases(frozenset(options.only), options.size).measure, others)
+    return run_benchmark("server", Cases(frozenset(options.only), options.size, options.rounds).measure, others)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -46,6 +47,7 @@ class Effort:
     sizes: tuple[str, ...]
     num_rounds: int
     clients: tuple[int, ...]
+    requests_per_client: int
     max_tokens: int
     mixed_requests: int
     mixed_longest: int
@@ -59,6 +61,7 @@ FULL = Effort(
     sizes=("30M", "150M"),
     num_rounds=5,
     clients=(1, 4, 8, 16, 32),
+    requests_per_client=2,
     max_tokens=64,
     mixed_requests=20,
     mixed_longest=1980,
@@ -70,6 +73,7 @@ QUICK = Effort(
     sizes=("30M",),
     num_rounds=1,
     clients=(1, 16),
+    requests_per_client=2,
     max_tokens=16,
     mixed_requests=6,
     mixed_longest=600,
@@ -116,13 +120,16 @@ Laps = dict[str, list[Lap]]
 class Cases:
     """Runs those cases whose names are given, or all, on one size of model, or all."""
 
-    def __init__(self, only: frozenset[str], size: str | None) -> None:
+    def __init__(self, only: frozenset[str], size: str | None, num_rounds: int | None) -> None:
         self._only = only
         self._size = size
+        self._num_rounds = num_rounds
 
     def measure(self, is_quick: bool) -> Report:  # noqa: FBT001  # the one argument of every benchmark
         """The last model's values are the gates, unless they were measured in a hurry."""
         effort = QUICK if is_quick else FULL
+        if self._num_rounds is not None:
+            effort = replace(effort, num_rounds=self._num_rounds)
         rows: list[_Row] = []
         gated: Mapping[str, float] = {}
         for size in effort.sizes if self._size is None else (self._size,):
@@ -198,10 +205,11 @@ class Bench:
 
     # ── what is asked; a job after another ───────────────────────────────────────────────────────
 
-    def _unique_asks(self, num_clients: int) -> list[list[_Text]]:
-        return [[_Text(words(_UNIQUE_WORDS, self._random)) for _ in range(num_clients)]]
+    def _unique_asks(self, num_clients: int) -> list[_Asked]:
+        num_each = self._effort.requests_per_client
+        return [[[_Text(words(_UNIQUE_WORDS, self._random)) for _ in range(num_each)] for _ in range(num_clients)]]
 
-    def _mixed_asks(self) -> list[list[_Text]]:
+    def _mixed_asks(self) -> list[_Asked]:
         effort = self._effort
         factor = effort.mixed_longest / _SHORTEST_WORDS
         last = effort.mixed_requests - 1
@@ -209,14 +217,14 @@ class Bench:
         self._random.shuffle(lengths)
         times_s = sorted(self._random.uniform(0, self._mixed_over_s) for _ in lengths)
         return [
-            [_Text(words(length, self._random), at_s=at_s) for length, at_s in zip(lengths, times_s, strict=True)]
+            [[_Text(words(length, self._random), at_s=at_s)] for length, at_s in zip(lengths, times_s, strict=True)]
         ]
 
-    def _shared_asks(self) -> list[list[_Text]]:
+    def _shared_asks(self) -> list[_Asked]:
         """The first to ask computes the prefix, before the others come: every server can find it then."""
         prefix = words(self._effort.shared_words, self._random)
         texts = [
-            _Text(words(_QUESTION_WORDS, self._random), system=prefix) for _ in range(self._effort.shared_clients)
+            [_Text(words(_QUESTION_WORDS, self._random), system=prefix)] for _ in range(self._effort.shared_clients)
         ]
         return [texts[:1], texts[1:]]
 
@@ -225,7 +233,7 @@ class Bench:
     def _interleaved(
         self,
         names: Sequence[str],
-        ask: Callable[[], list[list[_Text]]],
+        ask: Callable[[], list[_Asked]],
         after_ours: Callable[[Lap], None] | None = None,
     ) -> Laps:
         """All contenders are asked the same in a round; whoever was first in one round is last in the next one."""
@@ -234,19 +242,20 @@ class Bench:
             jobs = ask()
             for name in names if number % 2 == 0 else names[::-1]:
                 lap = self._run(self._servers[name], jobs)
+                print(f"{name}: {lap.num_tokens} tokens, {lap.cpu_s:.1f} s of CPU", file=sys.stderr, flush=True)
                 laps[name].append(lap)
                 if name == OURS and after_ours is not None:
                     after_ours(lap)
         return laps
 
-    def _run(self, server: Server, jobs: list[list[_Text]]) -> Lap:
+    def _run(self, server: Server, jobs: list[_Asked]) -> Lap:
         before = server.cpu_by_role()
-        results = [self._clients.run(self._job(server, texts)) for texts in jobs]
+        results = [self._clients.run(self._job(server, asked)) for asked in jobs]
         taken = {role: cpu_s - before.get(role, 0.0) for role, cpu_s in server.cpu_by_role().items()}
         answers = tuple(answer for result in results for answer in result.answers)
         for answer in answers:
             if answer.completion_tokens != self._effort.max_tokens:
-                raise RuntimeError(f"{server.name} gave {answer.completion_tokens} tokens")
+                raise RuntimeError(f"{server.name} gave {answer.completion_tokens} tokens ({answer.finish_reason})")
         return Lap(
             cpu_s=sum(taken.values()),
             server_s=taken["server"],
@@ -254,12 +263,12 @@ class Bench:
             answers=answers,
         )
 
-    def _job(self, server: Server, texts: list[_Text]) -> Job:
-        asks = (
-            Ask(at_s=text.at_s, body=msgspec.Raw(body(server, text.user, self._effort.max_tokens, system=text.system)))
-            for text in texts
-        )
-        return Job(port=server.port, asks=tuple(asks))
+    def _job(self, server: Server, asked: _Asked) -> Job:
+        return Job(port=server.port, clients=tuple(tuple(self._ask(server, text) for text in each) for each in asked))
+
+    def _ask(self, server: Server, text: _Text) -> Ask:
+        content = body(server, text.user, self._effort.max_tokens, system=text.system)
+        return Ask(at_s=text.at_s, body=msgspec.Raw(content))
 
     def _run_engine(self, engine_s: list[float], lap: Lap) -> None:
         lengths = tuple(answer.prompt_tokens for answer in lap.answers)
@@ -286,6 +295,10 @@ class _Text:
     user: str
     system: str | None = None
     at_s: float = 0.0
+
+
+_Asked = list[list[_Text]]
+"""What each client asks, one thing after another."""
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from itertools import chain
 from typing import Self
 
 import msgspec
@@ -27,10 +28,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests for one server."""
+    """What each client asks one server, one request after the other."""
 
     port: int
-    asks: tuple[Ask, ...]
+    clients: tuple[tuple[Ask, ...], ...]
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,10 +42,11 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    finish_reason: str
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """All answers of a job, in the order of its requests."""
+    """All answers of a job, client by client."""
 
     wall_s: float
     answers: tuple[Heard, ...]
@@ -66,6 +68,7 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta = msgspec.field(default_factory=_Delta)
+    finish_reason: str | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -110,20 +113,35 @@ def run_jobs() -> None:
 
 async def _run(job: Job) -> Results:
     async with asyncio.timeout(_LIMIT_S):
-        connections = [await asyncio.open_connection("127.0.0.1", job.port) for _ in job.asks]
+        clients = [_Client(job.port, asks) for asks in job.clients]
+        for client in clients:
+            await client.connect()
         began_s = time.perf_counter()
-        answers = await asyncio.gather(
-            *(
-                _ask(ask, began_s, reader, writer)
-                for ask, (reader, writer) in zip(job.asks, connections, strict=True)
-            )
-        )
-        return Results(wall_s=time.perf_counter() - began_s, answers=tuple(answers))
+        answers = await asyncio.gather(*(client.ask_all(began_s) for client in clients))
+        return Results(wall_s=time.perf_counter() - began_s, answers=tuple(chain.from_iterable(answers)))
 
 
-async def _ask(ask: Ask, began_s: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Heard:
-    await asyncio.sleep(began_s + ask.at_s - time.perf_counter())
-    body = bytes(ask.body)
+class _Client:
+    """Asks one thing after another, each on a connection of its own, as mlx_lm.server wants it."""
+
+    def __init__(self, port: int, asks: tuple[Ask, ...]) -> None:
+        self._port = port
+        self._asks = asks
+
+    async def connect(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+
+    async def ask_all(self, began_s: float) -> list[Heard]:
+        answers: list[Heard] = []
+        for ask in self._asks:
+            if answers:
+                await self.connect()
+            await asyncio.sleep(began_s + ask.at_s - time.perf_counter())
+            answers.append(await _ask(bytes(ask.body), self._reader, self._writer))
+        return answers
+
+
+async def _ask(body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Heard:
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -144,6 +162,7 @@ async def _listen(reader: asyncio.StreamReader, sent_s: float) -> Heard:
     frames_s: list[float] = []
     num_frames = 0
     usage = _Usage()
+    finish_reason = "none"
     decoder = msgspec.json.Decoder(_Chunk)
     while (line := await reader.readline()) and not line.startswith(_DATA + _DONE):
         if not line.startswith(_DATA):
@@ -153,8 +172,10 @@ async def _listen(reader: asyncio.StreamReader, sent_s: float) -> Heard:
         chunk = decoder.decode(line[len(_DATA) :])
         if chunk.usage is not None:
             usage = chunk.usage
-        if chunk.choices and chunk.choices[0].delta.content:
-            frames_s.append(arrived_s)
+        for choice in chunk.choices:
+            finish_reason = choice.finish_reason or finish_reason
+            if choice.delta.content:
+                frames_s.append(arrived_s)
     details = usage.prompt_tokens_details
     return Heard(
         frames_s=tuple(frames_s),
@@ -162,4 +183,5 @@ async def _listen(reader: asyncio.StreamReader, sent_s: float) -> Heard:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=0 if details is None or details.cached_tokens is None else details.cached_tokens,
+        finish_reason=finish_reason,
     )

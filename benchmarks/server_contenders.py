@@ -110,9 +110,7 @@ def plans(folder: Path, names: Sequence[str]) -> list[Plan]:
 def running(folder: Path, home: Path, names: Sequence[str]) -> Iterator[dict[str, Server]]:
     """All servers at once, each ready to answer; those that do nothing take next to nothing."""
     environ = _environ(home)
-    subprocess.run(
-        [MLXM, "import", str(folder), "--alias", ALIAS], env=environ, check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run([MLXM, "import", str(folder), "--alias", ALIAS], env=environ, check=True, stdout=subprocess.DEVNULL)
     started: list[tuple[Plan, int, subprocess.Popen[bytes]]] = []
     try:
         for plan in plans(folder, names):

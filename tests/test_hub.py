@@ -117,7 +117,7 @@ def test_a_stop_string_is_obeyed(runner: asyncio.Runner, hub: Hub) -> None:
     whole = text_of(runner.run(answer(hub, request("a"))))
     events = runner.run(answer(hub, request("b", stop=(whole[9:14],))))
     assert text_of(events) == whole[: whole.index(whole[9:14])]
-    assert ChoiceEnded(choice=0, reason="stop") in events
+    assert ChoiceEnded(choice=0, reason="stop", stop=whole[9:14]) in events
 
 
 def test_closing_a_chat_cancels_it(runner: asyncio.Runner, hub: Hub) -> None:
@@ -218,7 +218,9 @@ def test_all_that_was_asked_for_reaches_the_worker() -> None:
     assert order.prompt_ids == (1, 2)
     shared = set(Generate.__struct_fields__) & set(ChatRequest.__struct_fields__)
     assert {name: getattr(order, name) for name in shared} == {name: getattr(asked, name) for name in shared}
-    assert set(Generate.__struct_fields__) - shared == {"prompt_ids", "prompt_logprobs", "scope"}
+    assert set(Generate.__struct_fields__) - shared == {
+        *("prompt_ids", "prompt_logprobs", "scope", "kept_ids", "thoughts"),
+    }
 
 
 def test_logprobs_come_with_their_text() -> None:

@@ -18,15 +18,18 @@ from mlxm.types import (
     Event,
     Grammar,
     ReasoningDelta,
+    ReasoningPart,
+    Started,
     TextDelta,
     TextPart,
     ToolCallDelta,
     ToolCallStarted,
 )
 
-_START, _CHANNEL, _, _MESSAGE, _END, *_ = MARKERS
+_START, _CHANNEL, _CONSTRAIN, _MESSAGE, _END, *_ENDS = MARKERS
 _ANALYSIS: Final = f"{_CHANNEL}analysis{_MESSAGE}"
 _FINAL: Final = f"{_CHANNEL}final{_MESSAGE}"
+_BUDGET: Final = "thinking.budget_tokens"
 _MUST_CALL: Final = ("required", "named")
 
 
@@ -39,7 +42,8 @@ class Chat:
         self._markup = markup
         self._family = markup.family
         self._takes_calls = bool(request.tools) and request.tool_choice.mode != "none"
-        self._has_markup = self._takes_calls or self._family.reasoning is not None or self._family.is_harmony
+        self.has_markup = self._takes_calls or self._family.reasoning is not None or self._family.is_harmony
+        """Whether the answer's text is to be read token by token."""
         self._parsers: dict[int, AnswerParser] = {}
         self._num_thought = 0
 
@@ -76,7 +80,7 @@ class Chat:
             order,
             grammar=grammar,
             stop_ids=tuple(dict.fromkeys((*order.stop_ids, *ends))),
-            kept_ids=tuple(self._markup.special_ids.values()) if self._has_markup else (),
+            kept_ids=tuple(self._markup.special_ids.values()) if self.has_markup else (),
             thoughts=self._limit(close_ids),
         )
 
@@ -107,20 +111,27 @@ class Chat:
 
     def see(self, event: Event) -> list[Event]:
         """What an event of the bare text means."""
-        if not self._has_markup:
+        if isinstance(event, Started):
+            return [msgspec.structs.replace(event, unused=self._unused())]
+        if not self.has_markup:
             return [event]
         match event:
             case TextDelta(choice=choice, text=text, token_ids=token_ids, logprobs=logprobs):
                 return self._told(self._parser(choice).feed(text, token_ids, logprobs))
             case ChoiceEnded(choice=choice, reason=reason):
                 parser = self._parser(choice)
-                has_called = parser.num_calls > 0 and reason == "stop"
                 told = self._told(parser.finish())
-                return [*told, ChoiceEnded(choice=choice, reason="tool_calls" if has_called else reason)]
+                has_called = parser.num_calls > 0 and reason == "stop"
+                return [*told, msgspec.structs.replace(event, reason="tool_calls") if has_called else event]
             case Ended(usage=usage):
                 return [Ended(usage=msgspec.structs.replace(usage, reasoning_tokens=self._num_thought))]
             case _:
                 return [event]
+
+    def _unused(self) -> tuple[str, ...]:
+        """What nothing came of: thoughts can be limited without the template."""
+        is_limited = self.closing() is not None
+        return tuple(name for name in self._prompt.unused if not (is_limited and name == _BUDGET))
 
     def _parser(self, choice: int) -> AnswerParser:
         parser = self._parsers.get(choice)
@@ -139,9 +150,13 @@ class Chat:
         """The part of the answer that the request has written, as the prompt ends with it."""
         if not self._request.continues_final:
             return ""
-        text = "".join(part.text for part in self._request.messages[-1].content if isinstance(part, TextPart))
+        parts = self._request.messages[-1].content
+        text = "".join(part.text for part in parts if isinstance(part, TextPart))
+        thoughts = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
+        tags = self._family.reasoning
+        begun = f"{tags.open}{tags.after_open}{thoughts}" if thoughts and not text and tags is not None else text
         ending = self._prompt.ending
-        return next((form for form in (text, text.rstrip(), text.strip()) if _ends(ending, form)), "")
+        return next((form for form in (begun, begun.rstrip(), begun.strip()) if _ends(ending, form)), "")
 
     def _told(self, events: list[Event]) -> list[Event]:
         """The events, without the calls that go beyond the one that may be made."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -196,7 +197,31 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended the choice."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    ends: tuple[int, ...] = ()
+    """Where in the text that of each token ends, when there are several."""
+
+    def split(self) -> Iterator[Delta]:
+        """The same, token by token."""
+        if not self.ends:
+            yield self
+            return
+        start = 0
+        for place, end in enumerate(self.ends):
+            is_last = place == len(self.ends) - 1
+            yield Delta(
+                request_id=self.request_id,
+                choice=self.choice,
+                seq=self.seq + place,
+                text=self.text[start:end],
+                token_ids=self.token_ids[place : place + 1],
+                finish_reason=self.finish_reason if is_last else None,
+                stop=self.stop if is_last else None,
+                logprobs=self.logprobs[place : place + 1],
+            )
+            start = end
 
 
 class RequestEnded(msgspec.Struct, frozen=True, kw_only=True, tag="request_ended"):
@@ -294,7 +319,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, tag="description"):
     job: int
     family: bytes
     special_ids: dict[str, int] = {}
-    """Its special tokens that have to stay in the text of answers."""
+    """Those that are special, at least to grammars, and have to stay in the text of answers."""
     stop_ids: tuple[int, ...] = ()
     """What ends an answer to a chat, besides what the model's files name."""
 

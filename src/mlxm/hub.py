@@ -15,10 +15,10 @@ from mlxm.echo import Echo, Prompt
 from mlxm.errors import Cancelled, ContextTooLong, InvalidRequest
 from mlxm.frames import Delta, Fault, Generate, RequestEnded, RequestStarted, Tokens
 from mlxm.hub_pool import PoolOrders, Reload, Wishes
-from mlxm.pool.budget import MemoryLimit
 from mlxm.pool.families import Families
 from mlxm.pool.launch import Workers
 from mlxm.pool.ledger import LedgerFile
+from mlxm.pool.limit import MemoryLimit
 from mlxm.pool.options import Parts, PoolOptions
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.prep import Prep, PrepLimits
@@ -142,7 +142,7 @@ class Hub:
         _check_room(model, len(prompt.ids), request.max_tokens)
         chat = Chat(request, prompt, await self._families.of(model.folder))
         order = await self._chat_order(model, request, chat, prompt.ids)
-        async with aclosing(self._generate(model, order)) as events:
+        async with aclosing(self._generate(model, order, is_split=chat.has_markup)) as events:
             async for event in events:
                 for each in chat.see(event):
                     yield each
@@ -201,11 +201,15 @@ class Hub:
         close_ids = () if closing is None else await self._prep.encode(model.folder, closing, is_bare=True)
         return chat.order(_order(request, prompt_ids), grammar, close_ids)
 
-    async def _generate(self, model: LocalModel, order: Generate) -> AsyncGenerator[Event, None]:
+    async def _generate(
+        self, model: LocalModel, order: Generate, *, is_split: bool = False
+    ) -> AsyncGenerator[Event, None]:
+        """The events of an answer; what its reader was too slow for comes as one delta, or token by token."""
         async with aclosing(self._pool.generate(model, order)) as frames:
             async for frame in frames:
-                for event in _events(frame, len(order.prompt_ids)):
-                    yield event
+                for part in frame.split() if is_split and isinstance(frame, Delta) else (frame,):
+                    for event in _events(part, len(order.prompt_ids)):
+                        yield event
 
     async def _read_prompt(self, model: LocalModel, request: CompletionRequest) -> Prompt:
         """The prompt as ids and as text; ids that came as such are looked at before they reach the model."""
@@ -300,4 +304,4 @@ def _delta_events(delta: Delta) -> tuple[Event, ...]:
     text = TextDelta(choice=delta.choice, text=delta.text, token_ids=delta.token_ids, logprobs=delta.logprobs)
     if delta.finish_reason is None:
         return (text,)
-    return (text, ChoiceEnded(choice=delta.choice, reason=delta.finish_reason))
+    return (text, ChoiceEnded(choice=delta.choice, reason=delta.finish_reason, stop=delta.stop))

@@ -182,9 +182,13 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The prompt is accepted and its length known; always the first event."""
+    """The prompt is accepted and its length known; always the first event.
+
+    `unused` names what was wished for and could not go into the prompt, as the model's template has no word for it.
+    """
 
     prompt_tokens: int
+    unused: tuple[str, ...] = ()
 
 
 class TextDelta(msgspec.Struct, frozen=True, tag="text_delta"):

@@ -41,9 +41,12 @@ DECODERS = {
 TOKENIZERS = {name: vocabulary_of([*PIECES, *BYTE_TOKENS], decoder) for name, decoder in DECODERS.items()}
 
 
-def streamed(detokenizer: Detokenizer, token_ids: list[int]) -> str:
+SPECIAL = [token_id for token_id, token in BYTE_LEVEL.get_added_tokens_decoder().items() if token.special]
+
+
+def streamed(detokenizer: Detokenizer, token_ids: list[int], kept: frozenset[int] = frozenset()) -> str:
     """The text of the tokens, one after the other."""
-    text = detokenizer.start()
+    text = detokenizer.start(kept)
     return "".join(text.add(token_id) for token_id in token_ids) + text.finish()
 
 
@@ -59,6 +62,22 @@ def test_text_of_every_other_vocabulary_is_the_decoding_of_all_tokens(name: str,
     """Spaces stripped at the beginning only, and runs of byte tokens, give what decoding at once gives."""
     tokenizer = TOKENIZERS[name]
     assert tokenizer.decode(token_ids) == streamed(Detokenizer(tokenizer), token_ids)
+
+
+@given(st.lists(st.integers(0, NUM_BYTE_LEVEL - 1)), st.frozensets(st.sampled_from(SPECIAL)))
+def test_kept_tokens_stay_in_byte_level_text(token_ids: list[int], kept: frozenset[int]) -> None:
+    """The others are left out, as if they had not been there."""
+    shown = [token_id for token_id in token_ids if token_id in kept or token_id not in SPECIAL]
+    assert BYTE_LEVEL.decode(shown, skip_special_tokens=False) == streamed(Detokenizer(BYTE_LEVEL), token_ids, kept)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@given(token_ids=st.lists(st.integers(0, len(PIECES) + len(BYTE_TOKENS) + 2)))
+def test_kept_tokens_stay_in_every_other_text(name: str, token_ids: list[int]) -> None:
+    """At their place, whatever is around them."""
+    tokenizer = TOKENIZERS[name]
+    kept = frozenset({tokenizer.token_to_id("</s>")})
+    assert tokenizer.decode(token_ids, skip_special_tokens=False) == streamed(Detokenizer(tokenizer), token_ids, kept)
 
 
 def test_added_tokens_stand_for_themselves() -> None:

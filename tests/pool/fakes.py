@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from mlxm.errors import Draining, MlxmError, WorkerDied
 from mlxm.frames import Delta, Generate, Loaded, LoadProgress, RequestEnded, RequestStarted, Stats
-from mlxm.pool.budget import MemoryLimit, Need
+from mlxm.pool.budget import Need
+from mlxm.pool.limit import MemoryLimit
 from mlxm.pool.options import LocalModel, Parts, PoolOptions
 from mlxm.pool.pool import Pool
 from mlxm.pool.pressure import Pressure

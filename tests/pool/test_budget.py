@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxm.pool import budget, pressure
-from mlxm.pool.budget import GB, Estimator, MemoryLimit, Need, value_bits_here
+from mlxm.pool.budget import Estimator, Need, value_bits_here
+from mlxm.pool.limit import GB, MemoryLimit
 from mlxm.pool.pressure import level_of, macos_level, probe_memory
 
 CONFIG = {

@@ -15,13 +15,22 @@ import psutil
 import pytest
 
 from mlxm.child import Child
-from mlxm.errors import Draining, InternalError, InvalidRequest, ModelBroken, Overloaded, TimedOut, WorkerDied
-from mlxm.frames import FromPrep, Render
+from mlxm.errors import (
+    Draining,
+    InternalError,
+    InvalidRequest,
+    ModelBroken,
+    Overloaded,
+    TimedOut,
+    UnsupportedParameter,
+    WorkerDied,
+)
+from mlxm.frames import FromPrep, Render, Tokens
 from mlxm.pool import prep as prep_module
 from mlxm.pool.prep import Prep, PrepLimits, _Process
 from mlxm.tiny.families import FAMILIES
 from mlxm.tiny.tokenizer import write_tokenizer
-from mlxm.types import Message, TextPart
+from mlxm.types import ChatRequest, Message, TextPart, Thinking, Tool, ToolChoice
 
 T = TypeVar("T")
 Model = Callable[..., Path]
@@ -89,6 +98,39 @@ def test_a_conversation_becomes_ids(model: Model) -> None:
         first = await prep.render(good, user("hello"))
         assert first == await prep.render(good, user("hello"))
         assert first != await prep.render(good, user("hello you"))
+
+    with_prep(work)
+
+
+def test_a_request_goes_into_its_prompt_with_all_that_belongs_there(model: Model) -> None:
+    """Its tools, unless they are not to be called, its options and its wishes; what has no place there is named."""
+    source = (
+        "{{ mood }}{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    good = model(template=source)
+    request = ChatRequest(
+        request_id="r",
+        model="m",
+        messages=(*user("hello"), Message(role="assistant", content=(TextPart("I am "),))),
+        tools=(Tool(name="roll"),),
+        thinking=Thinking(effort="low"),
+        template_options='{"mood": "glad "}',
+        continues_final=True,
+    )
+    text = "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\nI am "
+
+    async def work(prep: Prep) -> None:
+        prompt = await prep.render_chat(good, request)
+        assert prompt.ending == f"glad roll {text}"
+        assert prompt.unused == ("thinking.effort",)
+        assert await prep.decode(good, prompt.ids) == prompt.ending
+        silent = msgspec.structs.replace(request, tool_choice=ToolChoice(mode="none"))
+        assert (await prep.render_chat(good, silent)).ending == f"glad {text}"
+        strange = msgspec.structs.replace(request, template_options='{"colour": 1}')
+        with pytest.raises(UnsupportedParameter, match="does not read colour"):
+            await prep.render_chat(good, strange)
 
     with_prep(work)
 
@@ -207,7 +249,7 @@ def test_a_broken_tokenizer_is_named_and_does_no_harm(model: Model) -> None:
     async def work(prep: Prep) -> None:
         with pytest.raises(ModelBroken, match=r"tokenizer\.json of this model is broken"):
             await prep.render(broken, user("x"))
-        assert await prep.render(good, user("x"))
+        assert (await prep.render(good, user("x"))).ids
 
     with_prep(work)
 
@@ -220,7 +262,7 @@ def test_what_no_frame_can_carry_is_refused_and_does_no_harm(model: Model, tmp_p
         for folder, text in ((good, "\ud800"), (tmp_path / "name\udcff", "hello")):
             with pytest.raises(InvalidRequest, match="Unicode"):
                 await prep.render(folder, user(text))
-        assert await prep.render(good, user("hello"))
+        assert (await prep.render(good, user("hello"))).ids
 
     with_prep(work)
 
@@ -234,7 +276,7 @@ def test_breaking_out_makes_nothing_and_does_no_harm(model: Model, tmp_path: Pat
     async def work(prep: Prep) -> None:
         with pytest.raises(InvalidRequest, match="unsafe"):
             await prep.render(evil, user("x"))
-        assert await prep.render(good, user("x"))
+        assert (await prep.render(good, user("x"))).ids
 
     with_prep(work)
     assert not marker.exists()
@@ -252,7 +294,7 @@ def test_a_process_killed_in_the_middle_of_a_job_is_replaced_and_the_job_done(mo
         await until_busy(prep)
         os.kill(killed, signal.SIGKILL)
         assert expected == await job
-        assert await behind
+        assert (await behind).ids
         assert killed != await child_pid(prep)
 
     with_prep(work, PrepLimits(timeout_s=20))
@@ -286,7 +328,7 @@ def test_a_job_that_loses_two_processes_fails_and_the_next_one_works(model: Mode
             await asyncio.sleep(0.01)
         with pytest.raises(WorkerDied, match="was ended by SIGKILL"):
             await job
-        assert await prep.render(good, user("x"))
+        assert (await prep.render(good, user("x"))).ids
 
     with_prep(work, PrepLimits(timeout_s=30))
 
@@ -347,7 +389,7 @@ def test_a_full_line_is_refused_at_once(model: Model) -> None:
         with pytest.raises(Overloaded) as caught:
             await prep.render(good, user("x"))
         assert caught.value.retry_after_s == 0.5
-        assert [InvalidRequest, tuple, tuple] == [
+        assert [InvalidRequest, Tokens, Tokens] == [
             type(outcome) for outcome in await asyncio.gather(*held, return_exceptions=True)
         ]
 
@@ -365,7 +407,7 @@ def test_a_process_that_cannot_start_fails_its_job_and_not_the_next(
             patch.setattr(sys, "executable", "/absent/python")
             with pytest.raises(InternalError, match=r"Could not start mlxm\.prep: No such file"):
                 await prep.render(good, user("x"))
-        assert await prep.render(good, user("x"))
+        assert (await prep.render(good, user("x"))).ids
 
     with_prep(work)
 
@@ -390,7 +432,7 @@ def test_it_is_ready_once_its_process_has_said_hello(model: Model, monkeypatch: 
             while prep.ready() is not None:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.01)
             os.kill(await child_pid(prep), signal.SIGKILL)
-            assert await prep.render(good, user("x"))
+            assert (await prep.render(good, user("x"))).ids
         assert deaths[1:] == ["The process that prepares prompts was ended by SIGKILL: it left no message."]
         await prep.close()
 

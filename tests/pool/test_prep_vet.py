@@ -85,7 +85,7 @@ def test_a_grammar_that_takes_too_much_is_refused(tmp_path: Path, limits: PrepLi
                 await prep.vet(DEAR)
             assert refused.value.param == "response_format"
         assert next(prep._numbers) == 2
-        assert await prep.render(tmp_path, (Message(role="user", content=(TextPart("x"),)),))
+        assert (await prep.render(tmp_path, (Message(role="user", content=(TextPart("x"),)),))).ids
 
     with_prep(work, limits)
 

@@ -12,8 +12,8 @@ import pytest
 from mlxm.frames import Generate, RequestEnded
 from mlxm.hub import Hub, HubSettings
 from mlxm.hub_pool import Wishes
-from mlxm.pool.budget import MemoryLimit
 from mlxm.pool.launch import Workers
+from mlxm.pool.limit import MemoryLimit
 from mlxm.pool.options import LocalModel, Parts, PoolOptions, estimate_files
 from mlxm.pool.pool import Pool
 from mlxm.pool.worker import WorkerOptions
@@ -104,7 +104,7 @@ def test_three_models_with_room_for_two_stay_within_the_budget(
     long_soak: bool,  # noqa: FBT001
 ) -> None:
     """Requests for all three flow, all are answered, and what mlx holds in all of them never exceeds the budget."""
-    num_requests = 40 if long_soak else 3
+    num_requests = 40 if long_soak else 2
     measured: list[int] = []
 
     async def client(pool: Pool, model: LocalModel, number: int) -> None:

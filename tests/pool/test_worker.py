@@ -30,7 +30,7 @@ from mlxm.errors import (
 )
 from mlxm.frames import Delta, FromWorker, Generate, LoadProgress, RequestEnded, RequestStarted
 from mlxm.pool.stream import RequestEvent, RequestStream
-from mlxm.pool.worker import Worker, WorkerOptions
+from mlxm.pool.worker import Name, Worker, WorkerOptions
 from mlxm.types import Sampling, Usage
 
 REFERENCE = Path(__file__).parents[1] / "device" / "children" / "reference.py"
@@ -428,7 +428,7 @@ def test_a_worker_that_talks_out_of_turn_is_ended(is_gone: Callable[[int, float]
     async def test() -> None:
         environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent / "children")}
         child = await Child.start("scripted", FromWorker, arguments=("hello", "hello"), environ=environ)
-        worker = Worker(child, "tiny", WorkerOptions())
+        worker = Worker(child, Name("tiny"), WorkerOptions())
         with pytest.raises(ProtocolMismatch, match="unexpected Hello"):
             await answer(worker.generate(order("a")))
         await worker.kill()

@@ -9,7 +9,7 @@ import pytest
 
 from mlxm.errors import InvalidRequest, ModelBroken
 from mlxm.prep.files import read_object, read_text, revision
-from mlxm.prep.folder import find_special_tokens, find_template
+from mlxm.prep.folder import find_special_tokens, find_template, find_template_texts, find_tool_template
 
 MakeModel = Callable[..., Path]
 
@@ -126,3 +126,15 @@ def test_the_revision_changes_with_every_file_that_counts(make_model: MakeModel)
     seen.add(revision(folder))
     os.utime(folder / "tokenizer.json", (1, 1))
     assert len(seen | {revision(folder)}) == 5
+
+
+def test_some_models_have_a_template_of_their_own_for_tools(make_model: MakeModel) -> None:
+    """What it gives away of the model's way of writing counts as well."""
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]
+    folder = make_model(chat_template=named)
+    assert find_tool_template(folder) == "with tools"
+    assert find_template_texts(folder) == "plain\nwith tools"
+    folder = make_model("alone")
+    assert find_tool_template(folder) is None
+    assert find_template_texts(folder) == "alone"
+    assert find_template_texts(make_model(chat_template="absent")) is None

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from mlxm.errors import ModelBroken
-from mlxm.prep.shelf import Shelf
+from mlxm.prep.options import RenderOptions
+from mlxm.prep.shelf import Prompter, Shelf
+from mlxm.types import Message, Tool
 
 MakeModel = Callable[..., Path]
+Say = Callable[..., tuple[Message, ...]]
 
 
 def test_a_model_is_read_once(make_model: MakeModel) -> None:
@@ -52,3 +55,14 @@ def test_a_folder_that_is_gone_is_a_broken_model(tmp_path: Path) -> None:
     """Models can be removed while they are served."""
     with pytest.raises(ModelBroken, match="gone or empty"):
         Shelf().take(tmp_path / "gone")
+
+
+def test_tools_are_told_by_the_template_that_is_for_them(make_model: MakeModel, say: Say) -> None:
+    """Without tools the other one is as good as ever."""
+    tools = "{{ messages[0].content }}{% for tool in tools %} {{ tool.function.name }}{% endfor %}"
+    named = [{"name": "default", "template": "{{ messages[0].content }}"}, {"name": "tool_use", "template": tools}]
+    prompter = Prompter(make_model(chat_template=named))
+    options = RenderOptions(tools=(Tool(name="roll"),))
+    assert prompter.render(say(("user", "Hi."))).text == "Hi."
+    assert prompter.render(say(("user", "Hi.")), options).text == "Hi. roll"
+    assert Prompter(make_model(tools)).render(say(("user", "Hi.")), options).text == "Hi. roll"

@@ -36,8 +36,8 @@ def test_developer_becomes_system_where_the_template_does_not_know_it(say: Say) 
 @pytest.mark.parametrize("quoted", ["'developer'", '"developer"'])
 def test_developer_stays_where_the_template_names_it(say: Say, quoted: str) -> None:
     """A template that tells the roles apart is given the true one."""
-    source = "{% if messages[0].role == " + quoted + " %}known{% endif %}"
-    assert render(source, say(("developer", "be brief"))) == "known"
+    source = "{% if messages[0].role == " + quoted + " %}known: {% endif %}" + ROLES
+    assert render(source, say(("developer", "be brief"))) == "known: developer=be brief;"
 
 
 def test_a_developer_in_prose_does_not_count_as_knowing_the_role(say: Say) -> None:

@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -23,8 +24,9 @@ from mlxm.server.live import Live
 from mlxm.server.log import Log
 from mlxm.server.services import Services
 from mlxm.store.audit import AuditRow
+from mlxm.store.db import Database
 from mlxm.testing.backends import ECHO_MODEL, ScriptedBackend
-from mlxm.types import Backend
+from mlxm.types import Backend, Models
 
 BOUND_S = 10.0
 CHAT = "/v1/chat/completions"
@@ -103,6 +105,9 @@ async def serving(
     doors: Doors | None = None,
     timeouts: Timeouts | None = None,
     knows_tools: bool = True,
+    models: Models | None = None,
+    database: Database | None = None,
+    keep_responses_s: float = 3600.0,
 ) -> AsyncIterator[Running]:
     """Serve `backend` until the block ends."""
     listener = open_listener("127.0.0.1", 0)
@@ -121,7 +126,9 @@ async def serving(
         doors=Doors() if doors is None else doors,
         timeouts=Timeouts() if timeouts is None else timeouts,
         knows_tools=knows_tools,
-        models=backend if isinstance(backend, ScriptedBackend) else None,
+        models=backend if isinstance(backend, ScriptedBackend) else models,
+        database=None if database is None else partial(_given, database),
+        keep_responses_s=keep_responses_s,
     )
     server = EmbeddedServer(services, listener)
     task = asyncio.create_task(server.serve())
@@ -132,6 +139,10 @@ async def serving(
         server.stop()
         async with asyncio.timeout(BOUND_S):
             await task
+
+
+async def _given(database: Database) -> Database:
+    return database
 
 
 def chat_body(*, content: str = "hello there", **fields: Any) -> dict[str, Any]:

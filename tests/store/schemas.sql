@@ -38,3 +38,16 @@ CREATE TABLE "imports" (
    "path" TEXT PRIMARY KEY,
    "added_at" REAL NOT NULL
 ) STRICT
+
+-- m005_responses
+CREATE INDEX "idx_responses_created_at"
+    ON "responses" ("created_at")
+CREATE TABLE "responses" (
+   "id" TEXT PRIMARY KEY,
+   "owner" TEXT,
+   "created_at" REAL NOT NULL,
+   "previous_id" TEXT,
+   "input" BLOB NOT NULL,
+   "output" BLOB NOT NULL,
+   "response" BLOB NOT NULL
+) STRICT

@@ -35,11 +35,13 @@ def test_all_that_a_request_asks_for_is_ordered() -> None:
         num_logprobs=2,
         prompt_logprobs=True,
         grammar=Grammar(kind="regex", source="a+"),
+        kept_ids=(9,),
     )
     order = Orders(stop_ids=frozenset({5}), scope=b"model")(request)
     assert (order.stop_ids, order.extra_stop_ids) == (frozenset({5}), frozenset({7}))
     assert order.scope == b"modelkey"
-    names = set(Generate.__struct_fields__) - {"stop_ids", "scope"}
+    assert order.kept_ids == frozenset({9})
+    names = set(Generate.__struct_fields__) - {"stop_ids", "scope", "kept_ids"}
     assert {name: getattr(order, name) for name in names} == {name: getattr(request, name) for name in names}
 
 

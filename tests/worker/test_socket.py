@@ -17,7 +17,7 @@ from mlxm.child import Child
 from mlxm.errors import InternalError, OutOfMemory, WorkerDied
 from mlxm.frames import Delta, FromWorker, Generate, Load, Loaded, RequestEnded, RequestStarted, Shutdown, Stats, Step
 from mlxm.pool.stream import RequestEvent, RequestStream
-from mlxm.pool.worker import Worker, WorkerOptions
+from mlxm.pool.worker import Name, Worker, WorkerOptions
 from mlxm.types import Sampling, Usage
 
 REFERENCE = Path(__file__).parents[1] / "device" / "children" / "reference.py"
@@ -54,10 +54,10 @@ def worker(runner: asyncio.Runner, tiny_folder: Path, verdicts: Path) -> Iterato
     runner.run(made.stop())
 
 
-async def start(folder: Path, options: WorkerOptions) -> Worker:
+async def start(folder: Path, options: WorkerOptions, kv_bytes: int | None = None) -> Worker:
     """A worker that has its model."""
     made = await Worker.start("tiny", options)
-    await made.load(folder)
+    await made.load(folder, kv_bytes=kv_bytes)
     return made
 
 
@@ -208,7 +208,7 @@ def test_the_urgent_goes_first(runner: asyncio.Runner, tiny_folder: Path, verdic
     """Where there is room for one at a time; and what a worker was given for keys and values is what it takes."""
 
     async def test() -> None:
-        worker = await start(tiny_folder, WorkerOptions(verdicts=verdicts, max_rows=1, kv_bytes=10_000_000))
+        worker = await start(tiny_folder, WorkerOptions(verdicts=verdicts, max_rows=1), kv_bytes=10_000_000)
         facts = worker.loaded
         assert facts is not None
         assert facts.num_blocks == 10_000_000 // facts.block_bytes
@@ -310,7 +310,7 @@ def breaking(runner: asyncio.Runner, tiny_folder: Path) -> Iterator[Worker]:
 
     async def start_breaking() -> Worker:
         child = await Child.start("breaking_worker", FromWorker, environ=os.environ | {"PYTHONPATH": path})
-        made = Worker(child, "breaking", WorkerOptions())
+        made = Worker(child, Name("breaking"), WorkerOptions())
         await made.load(tiny_folder)
         return made
 

@@ -6,10 +6,9 @@ import os
 import time
 from dataclasses import dataclass
 
+from mlxm.pool.limit import MemoryLimit
+
 GB = 1000**3
-_MIN_RESERVE_BYTES = 4 * GB
-_MAX_RESERVE_BYTES = 8 * GB
-_RESERVE_PARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,5 @@ def read_machine() -> Machine:
 
 
 def budget_of(total_bytes: int) -> int:
-    """What is left for models: a fifth stays with the system, at least 4 GB and at most 8; half of a small machine."""
-    reserve = min(max(total_bytes // _RESERVE_PARTS, _MIN_RESERVE_BYTES), _MAX_RESERVE_BYTES)
-    return max(total_bytes - reserve, total_bytes // 2)
+    """What models may take of a machine's memory as long as nobody sets anything else."""
+    return MemoryLimit().of(total_bytes)

@@ -220,7 +220,12 @@ class StopStrings:
     def __init__(self, stops: Iterable[str]) -> None:
         self._patterns = [Pattern(stop) for stop in stops if stop]
         self._held = ""
-        self.is_found = False
+        self.found: str | None = None
+
+    @property
+    def is_found(self) -> bool:
+        """Whether one of them is complete."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """The text that can no longer belong to a stop string."""
@@ -237,7 +242,7 @@ class StopStrings:
         return self._hold(self._held, 0)
 
     def _cut(self, text: str, length: int) -> str:
-        self.is_found = True
+        self.found = text[len(text) - length :]
         self._held = ""
         return text[: len(text) - length]
 
@@ -252,6 +257,8 @@ class Piece(msgspec.Struct, frozen=True):
 
     text: str
     finish_reason: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended the answer."""
 
 
 class Answer:
@@ -282,7 +289,7 @@ class Answer:
         if is_last and not self._stops.is_found:
             text += self._rest()
         if is_complete or self._stops.is_found:
-            return Piece(text, "stop")
+            return Piece(text, "stop", self._stops.found)
         return Piece(text, "length" if is_last else None)
 
     def _rest(self) -> str:

@@ -119,6 +119,7 @@ class Request:
             text=piece.text,
             token_ids=(token_id,),
             finish_reason=piece.finish_reason,
+            stop=piece.stop,
             logprobs=() if logprobs is None else (logprobs,),
         )
 

@@ -1,4 +1,4 @@
-"""How much memory models may take together, and how much one of them will take.
+"""How much memory one model will take.
 
 A model's share is its weights, what computing takes, and a KV pool whose size is chosen here: as large as it can
 make use of while there is room, at least as large as one conversation needs.
@@ -16,12 +16,8 @@ from mlxm.catalog.cache_shape import CacheShape
 from mlxm.catalog.characteristics import Characteristics, describe
 from mlxm.catalog.memory import estimate, kv_bytes
 from mlxm.errors import ModelBroken
+from mlxm.pool.limit import GB
 
-GB: Final = 1000**3
-_MIN_RESERVE_BYTES: Final = 4 * GB
-_MAX_RESERVE_BYTES: Final = 8 * GB
-_RESERVE_PARTS: Final = 5
-_PERCENT: Final = 100
 _USUAL_TOKENS: Final = 32_768
 """Idle models go so that a conversation of this length finds room, and not for more."""
 _LEAST_TOKENS: Final = 4096
@@ -38,35 +34,6 @@ _UNKNOWN_TOKEN_BYTES: Final = 1 << 17
 _BLOCK_TOKENS: Final = 32
 _GPU_VALUE_BITS: Final = 16
 _CPU_VALUE_BITS: Final = 32
-
-
-class MemoryLimit(msgspec.Struct, frozen=True, kw_only=True):
-    """What people allow: a percentage of the machine's memory or a number of bytes, and what stays with the system.
-
-    `reserve_bytes` None means a fifth of the machine, at least 4 GB and at most 8.
-    """
-
-    percent: float | None = 80.0
-    num_bytes: int | None = None
-    reserve_bytes: int | None = None
-
-    def of(self, total_bytes: int) -> int:
-        """The bytes that models may take on a machine of that size; what leaves the system too little is cut."""
-        most = total_bytes - self._reserve(total_bytes)
-        if self.num_bytes is not None:
-            return min(self.num_bytes, most)
-        percent = _PERCENT if self.percent is None else self.percent
-        return min(round(total_bytes * percent / _PERCENT), most)
-
-    def as_percent(self, total_bytes: int) -> float:
-        """The same limit as a percentage of the machine."""
-        return _PERCENT * self.of(total_bytes) / total_bytes
-
-    def _reserve(self, total_bytes: int) -> int:
-        """Half of a machine too small for the usual reserve is left to models."""
-        usual = min(max(total_bytes // _RESERVE_PARTS, _MIN_RESERVE_BYTES), _MAX_RESERVE_BYTES)
-        wanted = usual if self.reserve_bytes is None else self.reserve_bytes
-        return min(wanted, total_bytes - total_bytes // 2)
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):

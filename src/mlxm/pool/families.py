@@ -17,10 +17,11 @@ _PLACES: Final = 64
 
 
 class Markup(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model writes: its family, the ids of special tokens that are markup, and those that end its answers."""
+    """How a model writes: its family, the ids of tokens that are markup, and of those that end its answers."""
 
     family: Family
     special_ids: dict[str, int] = {}
+    """Tokens that are special, at least to grammars."""
     stop_ids: tuple[int, ...] = ()
 
 

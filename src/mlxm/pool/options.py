@@ -12,8 +12,9 @@ import msgspec
 
 from mlxm.errors import MlxmError
 from mlxm.frames import Generate, Loaded, LoadProgress, Stats
-from mlxm.pool.budget import Estimator, MemoryLimit, Need, value_bits_here
+from mlxm.pool.budget import Estimator, Need, value_bits_here
 from mlxm.pool.ledger import Ledger, PrivateLedger
+from mlxm.pool.limit import MemoryLimit
 from mlxm.pool.policy import Policy
 from mlxm.pool.pressure import Probe, probe_memory
 from mlxm.pool.stream import RequestStream

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Self
 
 from mlxm.errors import InternalError, MlxmError
@@ -38,7 +39,9 @@ class _Pile:
             text="".join(delta.text for delta in self.deltas),
             token_ids=tuple(token_id for delta in self.deltas for token_id in delta.token_ids),
             finish_reason=last.finish_reason,
+            stop=last.stop,
             logprobs=tuple(logprobs for delta in self.deltas for logprobs in delta.logprobs),
+            ends=tuple(accumulate(len(delta.text) for delta in self.deltas)) if last.token_ids else (),
         )
 
 

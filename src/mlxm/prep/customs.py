@@ -21,7 +21,7 @@ from mlxm.prep.template import ChatTemplate
 Turn = dict[str, Any]
 """A message as templates take it; the content is text until it is printed."""
 
-_ONE, _TWO, _THREE, _FOUR = "probe7f3a", "probe9c1e", "probe2d8b", "probe5a60"
+_ONE, _TWO, _THREE, _FOUR, _FIVE = "probe7f3a", "probe9c1e", "probe2d8b", "probe5a60", "probee6b4"
 _KEY: Final = "key4e17"
 _LONG_ID, _SHORT_ID = "call_0123456789abcdef", "a1b2c3d4e"
 _THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")
@@ -61,14 +61,24 @@ class Customs:
         return self._print(turns, list(tools) or no_tools, wants_parts=wants_parts, **variables)
 
     @cached_property
-    def knows_developer(self) -> bool:
-        """Whether the template tells developers from the system."""
-        return "developer" in self._template.words
-
-    @cached_property
     def takes_system(self) -> bool:
         """Whether it prints the words of the system, at the beginning."""
-        return self._shows([_say("system", _ONE), _say("user", _TWO)], _ONE, _TWO)
+        return self._takes_first("system")
+
+    @cached_property
+    def takes_developer(self) -> bool:
+        """Whether it tells developers from the system, and prints their words."""
+        return "developer" in self._template.words and self._takes_first("developer")
+
+    @cached_property
+    def takes_lone_system(self) -> bool:
+        """Whether it prints them where nobody else says anything."""
+        return self._shows([_say("system", _ONE)], _ONE)
+
+    @cached_property
+    def keeps_system(self) -> bool:
+        """Whether it prints them as well where the user does not have the last word."""
+        return self._shows([_say("system", _ONE), _say("user", _TWO), _say("assistant", _THREE)], _ONE)
 
     @cached_property
     def takes_systems(self) -> bool:
@@ -101,23 +111,24 @@ class Customs:
     @cached_property
     def takes_several_calls(self) -> bool:
         """Whether a message may have more than one."""
-        if self.calls is None:
-            return False
-        results = [self._result(n) for n in range(2)]
-        return self._shows([_say("user", _ONE), self.calls.turn(_TWO, _THREE), *results], _TWO, _THREE)
+        turns = [_say("user", _ONE), self._call(_TWO, _THREE), *map(self._result, range(2))]
+        return self._shows(turns, _TWO, _THREE)
 
     @cached_property
     def keeps_words_with_calls(self) -> bool:
         """Whether it prints what is said in the message that calls."""
-        if self.calls is None:
-            return False
-        return self._shows([_say("user", _ONE), self.calls.turn(_TWO, text=_THREE), self._result(0)], _TWO, _THREE)
+        return self._shows([_say("user", _ONE), self._call(_TWO, text=_THREE), self._result(0)], _TWO, _THREE)
+
+    @cached_property
+    def takes_words_before_calls(self) -> bool:
+        """Whether a message may go before the one that calls."""
+        turns = [_say("user", _ONE), _say("assistant", _THREE), self._call(_TWO), self._result(0)]
+        return self._shows([*turns, _say("assistant", _ONE), _say("user", _ONE)], _TWO, _THREE)
 
     @cached_property
     def takes_results(self) -> bool:
         """Whether it prints what a tool returned."""
-        call = _say("assistant", _TWO) if self.calls is None else self.calls.turn(_TWO)
-        return self._shows([_say("user", _ONE), call, self._result(0)], _THREE)
+        return self._shows([_say("user", _ONE), self._call(_TWO), self._result(0)], _FIVE)
 
     @cached_property
     def thoughts_key(self) -> str | None:
@@ -149,17 +160,21 @@ class Customs:
         return {"functions": json.dumps(functions, ensure_ascii=False, indent=4), "datetime": now}
 
     def _takes_calls(self, calls: CallCustoms) -> bool:
-        result = {**_say("tool", _THREE), "tool_call_id": calls.call_id(0), "name": _TWO}
         try:
-            text = self.print([_say("user", _ONE), calls.turn(_TWO), result])
+            text = self.print([_say("user", _ONE), calls.turn(_TWO), _return(calls.call_id(0))])
         except InvalidRequest:
             return False
         spoiled = (f"{{'{_KEY}'", f'\\"{_KEY}', "None")  # an object printed by Python, a text inside a text, no text
         return _TWO in text and _FOUR in text and not any(sign in text for sign in spoiled)
 
+    def _takes_first(self, role: str) -> bool:
+        return self._shows([_say(role, _ONE), _say("user", _TWO)], _ONE, _TWO)
+
+    def _call(self, *names: str, text: str | None = None) -> Turn:
+        return _say("assistant", _TWO) if self.calls is None else self.calls.turn(*names, text=text)
+
     def _result(self, number: int) -> Turn:
-        call_id = _LONG_ID if self.calls is None else self.calls.call_id(number)
-        return {**_say("tool", _THREE), "tool_call_id": call_id, "name": _TWO}
+        return _return(_LONG_ID if self.calls is None else self.calls.call_id(number))
 
     def _shows(self, turns: Sequence[Turn], *words: str, tools: Sequence[Turn] = ()) -> bool:
         try:
@@ -179,8 +194,10 @@ def _say(role: str, text: str) -> Turn:
     return {"role": role, "content": text}
 
 
+def _return(call_id: str) -> Turn:
+    return {**_say("tool", _FIVE), "tool_call_id": call_id, "name": _TWO}
+
+
 def _in_parts(turn: Turn) -> Turn:
     text = turn["content"]
-    if text is None:
-        return turn
     return {**turn, "content": [{"type": "text", "text": text}] if text else []}

@@ -73,7 +73,7 @@ def write_results(texts: Iterable[str]) -> str:
 
 def _format_of(family: Family | None) -> JsonCalls:
     names = () if family is None else family.tools
-    formats = (TOOLS[name] for name in (*names[:1], DESCRIBED_FORMAT))
+    formats = (TOOLS[name] for name in (*names, DESCRIBED_FORMAT))
     return next(each for each in formats if isinstance(each, JsonCalls) and each.opens)
 
 

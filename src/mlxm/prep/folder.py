@@ -55,11 +55,7 @@ class SpecialTokens(msgspec.Struct, frozen=True):
 
 def find_template(folder: Path) -> str:
     """The source of the model's default chat template; InvalidRequest when it has none."""
-    templates = (
-        _from_template_files(folder)
-        or _named_templates(read_object(folder / "tokenizer_config.json").get("chat_template"))
-        or _named_templates(read_object(folder / "chat_template.json").get("chat_template"))
-    )
+    templates = _find_templates(folder)
     if not templates:
         raise InvalidRequest(
             "This model has no chat template, so it cannot take a conversation.",
@@ -71,18 +67,30 @@ def find_template(folder: Path) -> str:
     return templates["default"]
 
 
-def find_any_template(folder: Path) -> str | None:
-    """The same, or None."""
-    try:
-        return find_template(folder)
-    except InvalidRequest:
-        return None
+def find_tool_template(folder: Path) -> str | None:
+    """The source of the template that the model has for conversations with tools alone, if it has one."""
+    return _find_templates(folder).get("tool_use")
+
+
+def find_template_texts(folder: Path) -> str | None:
+    """What its templates together give away of its way of writing; None when it has none."""
+    templates = _find_templates(folder)
+    found = [templates[name] for name in ("default", "tool_use") if name in templates]
+    return "\n".join(found) if found else None
 
 
 def find_model_type(folder: Path) -> str | None:
     """What kind of model config.json says it is."""
     found = read_object(folder / "config.json").get("model_type")
     return found if isinstance(found, str) else None
+
+
+def _find_templates(folder: Path) -> dict[str, str]:
+    return (
+        _from_template_files(folder)
+        or _named_templates(read_object(folder / "tokenizer_config.json").get("chat_template"))
+        or _named_templates(read_object(folder / "chat_template.json").get("chat_template"))
+    )
 
 
 def _from_template_files(folder: Path) -> dict[str, str]:

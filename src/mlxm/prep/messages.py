@@ -50,12 +50,23 @@ class Converter:
 
     def _fold(self, leading: list[Turn], later: list[Turn]) -> list[Turn]:
         """All turns, the system's words in the user's if the template takes none of the system."""
-        if not leading or self._customs.takes_system:
+        if not leading or leading[0]["role"] == "developer":
             return [*leading, *later]
+        if self._takes_system(later):
+            return [*leading, *later]
+        place = _last_users(later) if self._customs.takes_system else 0
         words = _paragraphs(*(turn["content"] for turn in leading))
-        if not later or later[0]["role"] != "user":
+        if not later or not _is_user(later[place]):
             return [{"role": "user", "content": words}, *later]
-        return [{**later[0], "content": _paragraphs(words, later[0]["content"])}, *later[1:]]
+        told = {**later[place], "content": _paragraphs(words, later[place]["content"])}
+        return [*later[:place], told, *later[place + 1 :]]
+
+    def _takes_system(self, later: Sequence[Turn]) -> bool:
+        """Whether the template prints the system's words before these turns."""
+        if not later:
+            return self._customs.takes_lone_system
+        has_users_word = _last_users(later) == len(later) - 1
+        return self._customs.takes_system and (has_users_word or self._customs.keeps_system)
 
     def _turns(self, message: Message, calls: _Calls) -> list[Turn]:
         match message.role:
@@ -83,7 +94,7 @@ class Converter:
         return turn
 
     def _system_role(self, message: Message) -> str:
-        is_known = message.role != "developer" or self._customs.knows_developer
+        is_known = message.role != "developer" or self._customs.takes_developer
         return message.role if is_known else "system"
 
 
@@ -110,7 +121,7 @@ class _Calls:
             turns += [{"role": "assistant", "content": taken.silence, "tool_calls": [call]} for call in calls[1:]]
         if not turn["content"]:
             turns[0]["content"] = taken.silence
-        elif not self._customs.keeps_words_with_calls:
+        elif not self._customs.keeps_words_with_calls and self._customs.takes_words_before_calls:
             turns[:1] = [turn, {"role": "assistant", "content": taken.silence, "tool_calls": turns[0]["tool_calls"]}]
         return turns
 
@@ -119,26 +130,28 @@ class _Calls:
         if not (self._customs.prints_tools and self._customs.takes_results):
             return {"role": "user", "content": write_results([text]), _RESULT: True}
         given = "" if message.tool_call_id is None else message.tool_call_id
-        name, call_id = self._seen.get(given, ("" if message.name is None else message.name, given))
+        name, call_id = self._seen.get(given) or ("", self._fit(given, "", 0))
         turn: Turn = {"role": "tool", "content": text, "tool_call_id": call_id}
+        name = name if message.name is None else message.name
         return {**turn, "name": name} if name else turn
 
     def _write(self, made: Sequence[ToolCallPart]) -> str:
         return write_calls(made, self._family if self._customs.prints_tools else None)
 
     def _call(self, call: ToolCallPart, place: int, taken: CallCustoms) -> Turn:
-        call_id = self._fit(call, place, taken)
+        call_id = self._fit(call.id, call.name, place)
         self._seen[call.id] = call.name, call_id
         arguments = _object(call.arguments) if taken.arguments == "object" else call.arguments.strip() or "{}"
         return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
-    def _fit(self, call: ToolCallPart, place: int, taken: CallCustoms) -> str:
+    def _fit(self, call_id: str, name: str, place: int) -> str:
         """The call's own id if the template takes such ids, else one that is made of it."""
-        wanted = self._family.quirks.call_id
-        pattern = wanted if wanted is not None else _SHORT_ID if taken.has_short_ids else ".*"
-        short = blake2b(call.id.encode()).hexdigest()[:_SHORT_ID_LENGTH]
-        choices = (call.id, short, f"functions.{call.name}:{place}")
-        return next((choice for choice in choices if re.fullmatch(pattern, choice, re.DOTALL)), call.id)
+        pattern = self._family.quirks.call_id
+        if pattern is None:
+            pattern = _SHORT_ID if self._taken is not None and self._taken.has_short_ids else ".*"
+        short = blake2b(call_id.encode()).hexdigest()[:_SHORT_ID_LENGTH]
+        choices = (call_id, short, f"functions.{name}:{place}")
+        return next((choice for choice in choices if re.fullmatch(pattern, choice, re.DOTALL)), call_id)
 
 
 _RESULT: Final = "result"
@@ -216,6 +229,14 @@ def _join(results: Iterator[Turn]) -> list[Turn]:
 
 def _is_result(turn: Turn) -> bool:
     return _RESULT in turn
+
+
+def _last_users(turns: Sequence[Turn]) -> int:
+    return max((place for place, turn in enumerate(turns) if _is_user(turn)), default=0)
+
+
+def _is_user(turn: Turn) -> bool:
+    return turn["role"] == "user" and _RESULT not in turn
 
 
 def _is_about_tools(message: Message) -> bool:

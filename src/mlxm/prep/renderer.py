@@ -18,7 +18,7 @@ from mlxm.prep.described import completed, plain_tool
 from mlxm.prep.messages import Converter, filled, interleaved, merged, text_of, thought_aloud
 from mlxm.prep.options import PLAIN, RenderOptions
 from mlxm.prep.template import ChatTemplate
-from mlxm.prep.thinking import SWITCH, Settled, settle
+from mlxm.prep.thinking import EFFORT, SWITCH, Settled, settle
 from mlxm.types import Message, ReasoningPart, ToolCallPart
 
 _MARK: Final = "endofprompt7f3a9c1e"
@@ -67,8 +67,9 @@ class Renderer:
     def _print(self, turns: list[Turn], tools: list[Turn], variables: Any) -> str:
         """What the template makes of the first form that it takes; raises what it says about the form as it was."""
         refusals: list[InvalidRequest] = []
+        told = tools if tools and self._customs.prints_tools else []
         for form in self._forms(turns):
-            for each in _distinct(tools, [completed(tool) for tool in tools]):
+            for each in _distinct(told, [completed(tool) for tool in told]):
                 try:
                     return self._customs.print(form, each, **variables)
                 except InvalidRequest as error:
@@ -93,7 +94,7 @@ class Renderer:
             head, mark, _ = text.rpartition(_MARK)
             if mark:
                 return head
-        raise InvalidRequest("The chat template does not print the message that is to go on.", param=_CONTINUE)
+        raise InvalidRequest("The chat template has no place for the message that is to go on.", param=_CONTINUE)
 
     def _marked(self, last: Message, turn: Turn) -> Iterator[Turn]:
         """The last turn with the mark: behind the answer, or behind the thoughts if there is nothing else yet."""
@@ -104,14 +105,16 @@ class Renderer:
                 yield {**turn, key: thoughts + _MARK}
             if tags is not None:
                 yield {"role": "assistant", "content": f"{tags.open}{tags.after_open}{thoughts}{_MARK}"}
-        yield {**turn, "content": turn["content"] + _MARK}
+        else:
+            yield {**turn, "content": turn["content"] + _MARK}
 
     def _without_thoughts(self, options: RenderOptions, rendered: Rendered) -> Rendered:
         """Close the thoughts that the template opened although none are wanted, as it has no switch for them."""
         tags = self._family.reasoning
         if SWITCH not in rendered.unused or tags is None or not rendered.text.rstrip().endswith(tags.open):
             return rendered
-        unused = tuple(each for each in rendered.unused if each != SWITCH)
+        done = (SWITCH, EFFORT) if options.thinking.effort == "none" else (SWITCH,)
+        unused = tuple(each for each in rendered.unused if each not in done)
         if options.thinking.is_on:
             return Rendered(rendered.text, unused)
         return Rendered(f"{rendered.text}{tags.before_close}{tags.close}{tags.after_close}", unused)

@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
-from mlxm.engine.formats.families import recognise
+from mlxm.engine.formats.families import Family, recognise
 from mlxm.errors import ModelBroken
 from mlxm.frames import Description
 from mlxm.prep.files import Revision, revision
-from mlxm.prep.folder import find_any_template, find_model_type, find_template
+from mlxm.prep.folder import find_model_type, find_template, find_template_texts, find_tool_template
 from mlxm.prep.gap import fill_in
 from mlxm.prep.options import PLAIN, RenderOptions
 from mlxm.prep.renderer import Rendered, Renderer
@@ -34,13 +34,26 @@ class Prompter:
     @cached_property
     def _renderer(self) -> Renderer:
         """Made when it is first needed: a model without a template still goes on with plain text."""
-        template = find_template(self._folder)
-        family = recognise(find_model_type(self._folder), template, self._encoder.added_tokens())
-        return Renderer(ChatTemplate(template, self._encoder.special_tokens), family)
+        return self._open(find_template(self._folder))
+
+    @cached_property
+    def _tool_renderer(self) -> Renderer:
+        """The one for conversations with tools, for which some models have a template of their own."""
+        template = find_tool_template(self._folder)
+        return self._renderer if template is None else self._open(template)
+
+    @cached_property
+    def _family(self) -> Family:
+        texts = find_template_texts(self._folder)
+        return recognise(find_model_type(self._folder), texts, self._encoder.added_tokens())
+
+    def _open(self, template: str) -> Renderer:
+        return Renderer(ChatTemplate(template, self._encoder.special_tokens), self._family)
 
     def render(self, messages: tuple[Message, ...], options: RenderOptions = PLAIN) -> Rendered:
         """The prompt's text, with all its special tokens."""
-        return self._renderer.render(messages, options)
+        renderer = self._tool_renderer if options.tools else self._renderer
+        return renderer.render(messages, options)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of such a text."""
@@ -54,10 +67,8 @@ class Prompter:
 
     def describe(self, job: int) -> Description:
         """How the model writes."""
-        template = find_any_template(self._folder)
-        added = self._encoder.added_tokens()
-        family = recognise(find_model_type(self._folder), template, added)
-        special = {token: found.id for token, found in added.items() if found.is_special}
+        family, added = self._family, self._encoder.added_tokens()
+        special = {token: found.id for token, found in added.items() if found.is_special or _is_tag(token)}
         kept = family.kept_tokens(special)
         stop_ids = (self._encoder.find(token) for token in family.stop_tokens)
         return Description(
@@ -70,6 +81,11 @@ class Prompter:
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of token ids, special tokens too; raises InvalidRequest for what is no token."""
         return self._encoder.decode(ids)
+
+
+def _is_tag(token: str) -> bool:
+    """Whether grammars take a token for a special one by its looks."""
+    return token.startswith("<") and token.endswith(">")
 
 
 class Shelf:

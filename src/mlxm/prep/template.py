@@ -58,16 +58,21 @@ class ChatTemplate:
     @cached_property
     def options(self) -> frozenset[str]:
         """The variables that it reads, without those that every template is given."""
-        with _translated():
-            read = find_undeclared_variables(self._parsed)
+        tree = self._parse()
+        tested = [test.node for test in tree.find_all(nodes.Test) if test.name in {"defined", "undefined"}]
+        asked_for = {node.name for node in tested if isinstance(node, nodes.Name)}
+        own = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"} - asked_for
         given = _GIVEN.union(self._special_tokens, self._environment.globals)
-        return frozenset(name for name in read - given if not name.endswith("_token"))
+        with _translated():
+            read = find_undeclared_variables(tree)  # changes the tree
+        return frozenset(name for name in read - given - own if not name.endswith("_token"))
 
     @cached_property
     def words(self) -> frozenset[str]:
         """The names of attributes and the texts that stand in its expressions."""
-        texts = {node.value for node in self._parsed.find_all(nodes.Const) if isinstance(node.value, str)}
-        return frozenset(texts.union(node.attr for node in self._parsed.find_all(nodes.Getattr)))
+        tree = self._parse()
+        texts = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+        return frozenset(texts.union(node.attr for node in tree.find_all(nodes.Getattr)))
 
     @cached_property
     def _environment(self) -> ImmutableSandboxedEnvironment:
@@ -77,8 +82,7 @@ class ChatTemplate:
     def _template(self) -> jinja2.Template:
         return self._environment.from_string(self.source)
 
-    @cached_property
-    def _parsed(self) -> nodes.Template:
+    def _parse(self) -> nodes.Template:
         with _translated():
             return self._environment.parse(self.source)
 
@@ -135,6 +139,8 @@ def _tojson(
     sort_keys: bool = False,  # noqa: FBT001, FBT002 - as above
 ) -> str:
     """JSON for a prompt: letters stay letters, and nothing is escaped for HTML as jinja's own filter does."""
+    if isinstance(value, Iterator):  # what `map` and `select` leave
+        value = list(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -15,12 +15,14 @@ from litestar.types import ControllerRouterHandler
 
 from mlxm import __version__
 from mlxm.errors import MlxmError
+from mlxm.server.anthropic import anthropic_routes
 from mlxm.server.errors import encode_error, error_headers, from_http, report_unexpected, status_of
 from mlxm.server.guard import Guard
 from mlxm.server.manage import manage_router
 from mlxm.server.models import model_routes
 from mlxm.server.openai import openai_routes
 from mlxm.server.request_id import request_id_of
+from mlxm.server.responses import responses_routes
 from mlxm.server.services import Services
 
 
@@ -55,6 +57,8 @@ def create_app(services: Services) -> Guard:
         ready_route(services),
         openapi_route(),
         *openai_routes(services),
+        *anthropic_routes(services),
+        *responses_routes(services),
         *model_routes(services),
         manage_router(services),
     ]

@@ -18,10 +18,11 @@ from mlxm.server.body import read_json_body
 from mlxm.server.entry import Entry
 from mlxm.server.errors import encode_error, guarded
 from mlxm.server.limits import Deadline
+from mlxm.server.live import Fail
 from mlxm.server.request_id import request_id_of
 from mlxm.server.services import Services
 from mlxm.server.stream import ClientGone, TokenStream, unless_gone
-from mlxm.types import Backend, Ended, Event
+from mlxm.types import Backend, Ended, Event, Started
 from mlxm.wire import sse
 
 IGNORED_HEADER = "x-mlxm-ignored"
@@ -29,6 +30,23 @@ IGNORED_HEADER = "x-mlxm-ignored"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 Write = Callable[[Event], bytes]
+
+
+def _leave_alone(_: Fail) -> None:
+    """Let an answer go its way."""
+
+
+def _write_error(body: bytes) -> bytes:
+    return sse.event("error", body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamForm:
+    """How a dialect's streams say that they live, how they end, and how they break off, given the error's body."""
+
+    keep_alive: bytes = sse.KEEP_ALIVE
+    end: bytes = sse.DONE
+    write_error: Callable[[bytes], bytes] = _write_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +59,9 @@ class Question:
     write_all: Callable[[Iterable[Event]], bytes]
     writer: Callable[[], Write] | None
     """Makes what writes each event of a stream; None when the answer is wanted whole."""
+    form: StreamForm = StreamForm()
+    begin: Callable[[Fail], None] = _leave_alone
+    """Gets what ends the answer with an error, for those who may want that."""
 
 
 Understand = Callable[[bytes, str], Question]
@@ -85,21 +106,21 @@ class Exchange:
         question = understand(await read_json_body(self._request, self._services.limits), self._request_id)
         self._entry.model = question.model
         check_ready(self._services)
-        headers = {IGNORED_HEADER: ", ".join(question.ignored)} if question.ignored else {}
         answer = Answer(self._services, question.ask(self._services.backend), self._entry, self._route.deadline)
+        question.begin(answer.fail)
         if question.writer is None:
-            return await self._whole(answer, question, headers)
-        return await self._stream(answer, question.writer(), headers)
+            return await self._whole(answer, question)
+        return await self._stream(answer, question.writer(), question)
 
-    async def _whole(self, answer: Answer, question: Question, headers: dict[str, str]) -> ASGIResponse:
+    async def _whole(self, answer: Answer, question: Question) -> ASGIResponse:
         try:
             events = await unless_gone(answer.take_all(), self._request.receive)
         finally:
             await answer.close()
         await self._entry.close(None)
-        return ASGIResponse(body=question.write_all(events), headers=headers)
+        return ASGIResponse(body=question.write_all(events), headers=_headers(question, events))
 
-    async def _stream(self, answer: Answer, write: Write, headers: dict[str, str]) -> ASGIResponse:
+    async def _stream(self, answer: Answer, write: Write, question: Question) -> ASGIResponse:
         """A stream, begun when the first event is there or slow to come: until then an error has its own status."""
         limits = self._services.limits
         try:
@@ -113,25 +134,34 @@ class Exchange:
             await self._entry.close(ClientGone("The client left.") if cut_short is None else cut_short)
 
         return TokenStream(
-            self._chunks(first, answer, write),
+            self._chunks(first, answer, write, question.form),
             media_type=sse.MEDIA_TYPE,
-            headers={**STREAM_HEADERS, **headers},
+            headers={**STREAM_HEADERS, **_headers(question, first)},
             send_timeout_s=limits.send_timeout_s,
             finish=finish,
         )
 
-    async def _chunks(self, events: list[Event], answer: Answer, write: Write) -> AsyncGenerator[bytes, None]:
+    async def _chunks(
+        self, events: list[Event], answer: Answer, write: Write, form: StreamForm
+    ) -> AsyncGenerator[bytes, None]:
         """The stream's bytes; all events that wait together travel together."""
         try:
             while not (events and isinstance(events[-1], Ended)):
-                yield b"".join(map(write, events)) if events else sse.KEEP_ALIVE
+                yield b"".join(map(write, events)) if events else form.keep_alive
                 events = await answer.take(self._services.limits.keep_alive_s)
         except MlxmError as error:
             await self._entry.close(error)
-            yield sse.event("error", encode_error(error, self._request_id))
+            yield form.write_error(encode_error(error, self._request_id))
             return
         await self._entry.close(None)
-        yield b"".join(map(write, events)) + sse.DONE
+        yield b"".join(map(write, events)) + form.end
+
+
+def _headers(question: Question, events: list[Event]) -> dict[str, str]:
+    """What of a request came to nothing, as far as the first events tell."""
+    unused = (name for event in events[:1] if isinstance(event, Started) for name in event.unused)
+    names = tuple(dict.fromkeys((*question.ignored, *unused)))
+    return {IGNORED_HEADER: ", ".join(names)} if names else {}
 
 
 def check_ready(services: Services) -> None:

@@ -16,7 +16,8 @@ from mlxm.server.openai import refuse_what_needs_families
 from mlxm.server.request_id import request_id_of
 from mlxm.server.services import Services
 from mlxm.types import ChatRequest, Models
-from mlxm.wire import openai_models
+from mlxm.wire import anthropic_models, openai_models
+from mlxm.wire.anthropic_models import VERSION_HEADER, read_page
 from mlxm.wire.openai_models import Detokenized, Tokenized
 
 MODELS = "/v1/models"
@@ -34,12 +35,17 @@ def model_routes(services: Services) -> list[HTTPRouteHandler]:
 
 def _list_routes(models: Models) -> list[HTTPRouteHandler]:
     @get(MODELS)
-    async def list_models() -> Response[bytes]:
-        return Response(openai_models.model_list(await models.list_models()), media_type=_JSON)
+    async def list_models(request: Request[Any, Any, Any]) -> Response[bytes]:
+        found = await models.list_models()
+        if VERSION_HEADER in request.headers:
+            return Response(read_page(dict(request.query_params)).encode(found), media_type=_JSON)
+        return Response(openai_models.model_list(found), media_type=_JSON)
 
     @get(f"{MODELS}/{{model_id:path}}")
-    async def show_model(model_id: FromPath[str]) -> Response[bytes]:
-        return Response(openai_models.model(await models.find_model(model_id.removeprefix("/"))), media_type=_JSON)
+    async def show_model(request: Request[Any, Any, Any], model_id: FromPath[str]) -> Response[bytes]:
+        info = await models.find_model(model_id.removeprefix("/"))
+        write = anthropic_models.model if VERSION_HEADER in request.headers else openai_models.model
+        return Response(write(info), media_type=_JSON)
 
     return [list_models, show_model]
 

@@ -177,10 +177,14 @@ class ServerLife:
             control_token=self._control.token,
             downloads=self._backend.downloads,
             orders=self._backend.orders,
-            knows_tools=False,  # until the families of models are known
             models=self._backend,
+            database=self._database,
+            keep_responses_s=self._settings.server.keep_responses_s,
         )
         return EmbeddedServer(services, self._listener)
+
+    async def _database(self) -> Database:
+        return await asyncio.shield(self._opening)
 
     def _why_not_ready(self) -> str | None:
         if not self._starting.done():

@@ -11,6 +11,7 @@ from mlxm.server.entry import Trail
 from mlxm.server.limits import Limits, Timeouts
 from mlxm.server.live import Live
 from mlxm.server.log import Log
+from mlxm.store.db import Database
 from mlxm.types import Backend, Models
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class Services:
     """The collaborators of every route; `ready` says why requests are not served yet, or None.
 
     Without a `control_token` nobody may manage. `downloads` are made when first asked for. `knows_tools` is whether
-    the backend can act on tools, and on all else that depends on a model's family.
+    the backend can act on tools, and on all else that depends on a model's family. Responses are stored where there is
+    a `database`, for `keep_responses_s`.
     """
 
     backend: Backend
@@ -43,3 +45,5 @@ class Services:
     orders: PoolOrders | None = None
     knows_tools: bool = True
     models: Models | None = None
+    database: Callable[[], Awaitable[Database]] | None = None
+    keep_responses_s: float = 0.0

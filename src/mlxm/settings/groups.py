@@ -54,6 +54,9 @@ class ServerSettings(Group):
     max_requests: Count = Field(
         default=512, description="How many requests for text may be under way or wait; more are turned away."
     )
+    keep_responses_s: SecondsOrZero = Field(
+        default=30 * 86400.0, description="How long responses that clients ask to store are kept; 0 stores none."
+    )
     allowed_hosts: HostNames = Field(
         default=(), description="Names that the server goes by besides localhost and the address it listens on."
     )

@@ -64,7 +64,26 @@ def m004_imports(db: sqlite_utils.Database) -> None:
     db.table("imports").create({"path": str, "added_at": float}, pk="path", not_null={"added_at"}, strict=True)
 
 
-MIGRATIONS: tuple[Migration, ...] = (m001_secrets, m002_audit, m003_aliases, m004_imports)
+def m005_responses(db: sqlite_utils.Database) -> None:
+    """Answers that a client may go on from, and what was said to get them; the owner is the key that asked."""
+    db.table("responses").create(
+        {
+            "id": str,
+            "owner": str,
+            "created_at": float,
+            "previous_id": str,
+            "input": bytes,
+            "output": bytes,
+            "response": bytes,
+        },
+        pk="id",
+        not_null={"created_at", "input", "output", "response"},
+        strict=True,
+    )
+    db.table("responses").create_index(["created_at"])
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_secrets, m002_audit, m003_aliases, m004_imports, m005_responses)
 
 
 def upgrade(connection: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

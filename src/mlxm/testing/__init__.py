@@ -9,19 +9,26 @@ if TYPE_CHECKING:
     from mlxm.testing.architectures import ARCHITECTURES
     from mlxm.testing.backends import ECHO_MODEL, EchoBackend, ScriptedBackend
     from mlxm.testing.models import build_models, family_of
+    from mlxm.testing.scripted import ANSWER_TOKENS, CHOOSE_ANSWER, build_scripted
     from mlxm.tiny.jobs import Quantise
 
 __all__ = [
+    "ANSWER_TOKENS",
     "ARCHITECTURES",
+    "CHOOSE_ANSWER",
     "ECHO_MODEL",
     "EchoBackend",
     "Quantise",
     "ScriptedBackend",
     "build_models",
+    "build_scripted",
     "family_of",
 ]
 
 _PLACES: Final = {
+    "ANSWER_TOKENS": "mlxm.testing.scripted",
+    "CHOOSE_ANSWER": "mlxm.testing.scripted",
+    "build_scripted": "mlxm.testing.scripted",
     "ARCHITECTURES": "mlxm.testing.architectures",
     "ECHO_MODEL": "mlxm.testing.backends",
     "EchoBackend": "mlxm.testing.backends",

@@ -32,6 +32,8 @@ CHOOSE_ANSWER: Final = (
 )
 """For the end of a template: the answer's number is how many results of tools there are."""
 
+_WITH_HEAD_NORMS: Final = ("qwen3",)
+"""Model types that need more weights than a llama."""
 _HIDDEN: Final = 256
 _PIECE_BYTES: Final = 4
 _END_GAIN: Final = 100.0
@@ -61,7 +63,10 @@ def build_scripted(
         folder / "tokenizer_config.json",
         {"bos_token": family.bos, "eos_token": family.eos[0], "chat_template": family.chat_template},
     )
-    write_safetensors(folder / "model.safetensors", _weights(table.pairs(ids), ids[family.eos[0]], VOCAB_SIZE + shift))
+    weights = _weights(
+        table.pairs(ids), ids[family.eos[0]], VOCAB_SIZE + shift, has_head_norms=model_type in _WITH_HEAD_NORMS
+    )
+    write_safetensors(folder / "model.safetensors", weights)
     return folder
 
 
@@ -85,7 +90,8 @@ class _Table:
 
     def pairs(self, special_ids: Mapping[str, int]) -> list[tuple[int, int]]:
         """Each token and its successor."""
-        ids = self._known | {piece: FIRST_SPECIAL_ID + place for place, piece in enumerate(self.pieces)} | special_ids
+        ids = self._known | {piece: FIRST_SPECIAL_ID + place for place, piece in enumerate(self.pieces)}
+        ids.update(special_ids)
         return [(ids[one], ids[other]) for chain in self._chains for one, other in pairwise(chain)]
 
     def _tokens(self, answer: str) -> Iterator[str]:
@@ -105,14 +111,24 @@ class _Table:
         yield from self._pieces(spell(plain)[0])
 
     def _pieces(self, spelled: str) -> Iterator[str]:
-        while spelled:
-            lengths = (*range(min(_PIECE_BYTES, len(spelled)), len(spelled) + 1), *range(_PIECE_BYTES - 1, 0, -1))
-            fitting = (spelled[:length] for length in lengths if spelled[:length] not in self._used)
-            piece = next((piece for piece in fitting if piece), None)
-            if piece is None:
-                raise InvalidRequest(f"{spelled!r} cannot be said once more.", hint="Write the answers differently.")
-            yield self._take(piece)
-            spelled = spelled[len(piece) :]
+        pieces = self._cut(spelled, frozenset(self._used))
+        if pieces is None:
+            raise InvalidRequest(f"{spelled!r} cannot be said once more.", hint="Write the answers differently.")
+        yield from map(self._take, pieces)
+
+    def _cut(self, spelled: str, used: frozenset[str]) -> list[str] | None:
+        """Pieces that stand nowhere else: of the usual length if they can be, else longer, else shorter."""
+        if not spelled:
+            return []
+        usual = min(_PIECE_BYTES, len(spelled))
+        for length in (*range(usual, len(spelled) + 1), *range(usual - 1, 0, -1)):
+            piece = spelled[:length]
+            if piece in used:
+                continue
+            rest = self._cut(spelled[length:], used | {piece})
+            if rest is not None:
+                return [piece, *rest]
+        return None
 
     def _take(self, token: str) -> str:
         if token in self._used:
@@ -147,14 +163,16 @@ def _config(model_type: str, family: Family, ids: Mapping[str, int], *, vocab_si
     )
 
 
-def _weights(pairs: Sequence[tuple[int, int]], end_id: int, vocab_size: int) -> dict[str, NDArray[np.float32]]:
+def _weights(
+    pairs: Sequence[tuple[int, int]], end_id: int, vocab_size: int, *, has_head_norms: bool
+) -> dict[str, NDArray[np.float32]]:
     """Each token is a random code, and its successor answers to that code; to all others answers the end."""
     config = tiny_config("llama")
     heads, kv_heads, head_dim, inner = (
         int(str(config[name]))
         for name in ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
     )
-    codes = np.random.default_rng(0).choice(np.float32([-1, 1]), (vocab_size, _HIDDEN))
+    codes = np.random.default_rng(0).choice(np.array([-1, 1], dtype=np.float32), (vocab_size, _HIDDEN))
     codes[:, 0] = 1
     head = np.zeros((vocab_size, _HIDDEN), dtype=np.float32)
     head[end_id, 0] = _END_GAIN
@@ -171,6 +189,8 @@ def _weights(pairs: Sequence[tuple[int, int]], end_id: int, vocab_size: int) -> 
     }
     layer = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
     norms = {name: np.ones(_HIDDEN, dtype=np.float32) for name in ("input_layernorm", "post_attention_layernorm")}
+    if has_head_norms:
+        norms |= {f"self_attn.{name}_norm": np.ones(head_dim, dtype=np.float32) for name in "qk"}
     return {
         "model.embed_tokens.weight": codes,
         "model.norm.weight": np.ones(_HIDDEN, dtype=np.float32),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from mlxm.errors import InvalidRequest
 from mlxm.types import ModelInfo
+from mlxm.wire.kinds import Name
+from mlxm.wire.tagged import decode_query
 
 VERSION_HEADER: Final = "anthropic-version"
 USUAL_LIMIT: Final = 20
@@ -55,26 +57,34 @@ def model(info: ModelInfo) -> bytes:
     return msgspec.json.encode(Model.of(info))
 
 
-def model_page(
-    infos: Sequence[ModelInfo], *, limit: int = USUAL_LIMIT, after: str | None = None, before: str | None = None
-) -> bytes:
-    """The answer to `GET /v1/models`: at most `limit` of them, after or before one; InvalidRequest."""
-    if not 1 <= limit <= MAX_LIMIT:
-        raise InvalidRequest(f"limit is to be from 1 to {MAX_LIMIT}.", param="limit")
-    found = list(infos)
-    if after is not None:
-        found = found[_place(found, after, "after_id") + 1 :]
-    if before is not None:
-        found = found[: _place(found, before, "before_id")]
-    page = found[-limit:] if before is not None and after is None else found[:limit]
-    return msgspec.json.encode(
-        ModelPage(
-            data=tuple(map(Model.of, page)),
-            has_more=len(found) > len(page),
-            first_id=page[0].name if page else None,
-            last_id=page[-1].name if page else None,
+class PageAsked(Struct, frozen=True, kw_only=True):
+    """Which of the models are wanted: at most `limit` of them, after or before one."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT)] = USUAL_LIMIT
+    after_id: Name | None = None
+    before_id: Name | None = None
+
+    def encode(self, infos: Sequence[ModelInfo]) -> bytes:
+        """The answer to `GET /v1/models`; InvalidRequest for a name that is not in the list."""
+        found = list(infos)
+        if self.after_id is not None:
+            found = found[_place(found, self.after_id, "after_id") + 1 :]
+        if self.before_id is not None:
+            found = found[: _place(found, self.before_id, "before_id")]
+        page = found[: self.limit] if self.before_id is None or self.after_id is not None else found[-self.limit :]
+        return msgspec.json.encode(
+            ModelPage(
+                data=tuple(map(Model.of, page)),
+                has_more=len(found) > len(page),
+                first_id=page[0].name if page else None,
+                last_id=page[-1].name if page else None,
+            )
         )
-    )
+
+
+def read_page(query: Mapping[str, str]) -> PageAsked:
+    """The page that an address asks for; what else stands in it is for others. InvalidRequest."""
+    return decode_query(query, PageAsked)
 
 
 def _place(infos: Sequence[ModelInfo], name: str, param: str) -> int:

@@ -5,8 +5,10 @@ They are kept as they were written until their type is looked at, and errors nam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
+import msgspec
 from msgspec import Meta, Struct
 
 from mlxm.errors import InvalidRequest
@@ -37,3 +39,12 @@ def decode_at(value: Json, kind: type[T], place: str) -> T:
 def shown_type(name: str) -> str:
     """A type out of a request, fit for a header."""
     return "".join(letter for letter in name if letter.isascii() and (letter.isalnum() or letter in "_-."))
+
+
+def decode_query(query: Mapping[str, str], kind: type[T]) -> T:
+    """What follows the question mark of an address; InvalidRequest names what does not fit."""
+    try:
+        return msgspec.convert(dict(query), kind, strict=False)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$.")
+        raise InvalidRequest(f"The address does not fit: {what}.", param=path.rstrip("`") or None) from error
