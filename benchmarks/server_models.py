@@ -1,4 +1,4 @@
-"""The model that all servers of `benchmarks.server` serve: random weights, and a tokenizer that every one of them loads.
+"""The model that all servers of `benchmarks.server` serve: random weights, and a tokenizer that all of them load.
 
 Two things matter here that do not for the engine alone. Every id has a text of its own, or a server would send nothing
 for most tokens. And what ends an answer, or is no whole character, is as good as never chosen: all answers have the

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,22 @@ def test_a_folder_without_a_model_is_reported(tmp_path: Path, folder: Path) -> N
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelBroken, match=r"config\.json"):
         resolve(router, str(folder), may_be_path=True)
+
+
+def test_a_model_whose_files_are_wrong_is_left_out_of_the_list(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are listed, and who asks for it is told what is wrong."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    for name in ("sound", "wrong"):
+        repo = cache / f"models--org--{name}"
+        shutil.copytree(tiny_folder, repo / "snapshots" / "0123456789abcdef0123456789abcdef01234567")
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
+    snapshot = cache / "models--org--wrong" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    (snapshot / "generation_config.json").write_text('{"top_p": 1.5}')
+    router = Router(tmp_path / "home")
+    assert [info.name for info in router.listing()] == ["mlxm/tiny", "org/sound"]
+    with pytest.raises(ModelBroken, match="top_p"):
+        resolve(router, "org/wrong")

@@ -21,6 +21,8 @@ from mlxm.types import FinishReason, Grammar, Message, Sampling, Thinking, Token
 if TYPE_CHECKING:
     import asyncio  # children read blocking sockets and start faster without it
 
+MAX_ROWS = 16
+"""How many answers a model computes at once, unless somebody wants otherwise."""
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
 
@@ -74,7 +76,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     path: str
     kv_bytes: int | None = None
     cache_bytes: int | None = None
-    max_rows: int = 16
+    max_rows: int = MAX_ROWS
     verdicts: str | None = None
 
 

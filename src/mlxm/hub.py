@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -19,7 +20,7 @@ from mlxm.pool.families import Families
 from mlxm.pool.launch import Workers
 from mlxm.pool.ledger import LedgerFile
 from mlxm.pool.limit import MemoryLimit
-from mlxm.pool.options import Parts, PoolOptions
+from mlxm.pool.options import Parts, PoolOptions, estimate_files
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.prep import Prep, PrepLimits
 from mlxm.pool.stream import RequestEvent
@@ -58,7 +59,11 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             home=settings.home,
             prep=PrepLimits(timeout_s=settings.prep.timeout_s, memory_bytes=settings.prep.memory),
-            worker=WorkerOptions(blas=settings.worker.blas, load_timeout_s=settings.worker.load_timeout_s),
+            worker=WorkerOptions(
+                blas=settings.worker.blas,
+                load_timeout_s=settings.worker.load_timeout_s,
+                max_rows=settings.worker.max_rows,
+            ),
             pool=pool_wishes(settings),
         )
 
@@ -83,7 +88,12 @@ class Hub:
         self._prep = Prep(settings.prep, on_death)
         self._families = Families(self._prep)
         ledger = LedgerFile(settings.home)
-        parts = Parts(launcher=Workers(worker, on_death, on_words), ledger=ledger, on_trouble=on_death)
+        parts = Parts(
+            launcher=Workers(worker, on_death, on_words),
+            ledger=ledger,
+            estimate=partial(estimate_files, max_rows=worker.max_rows),
+            on_trouble=on_death,
+        )
         self._pool = Pool(settings.pool.options, parts)
         self.orders = PoolOrders(self._pool, self._router, on_death)
         self._settings = settings

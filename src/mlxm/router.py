@@ -37,7 +37,8 @@ class Router:
     def listing(self) -> tuple[ModelInfo, ...]:
         """Every model that can be run, under each of its names. Blocks."""
         ready = [found for found in self._shelf.scan().models if found.state == "ready" and found.runnable]
-        models = [*(_model(found.id, found.path) for found in ready if found.id != BUILTIN_NAME), self._built_in()]
+        others = (_sound_model(found.id, found.path) for found in ready if found.id != BUILTIN_NAME)
+        models = [*(model for model in others if model is not None), self._built_in()]
         infos = {model.name: _info(model.name, model) for model in models}
         for alias, target in self._shelf.aliases().items():
             if target in infos:
@@ -92,6 +93,14 @@ class Router:
 
 def _model(name: str, folder: Path) -> LocalModel:
     return LocalModel(name=name, folder=folder, context_length=read_model_config(folder).context_length)
+
+
+def _sound_model(name: str, folder: Path) -> LocalModel | None:
+    """None for a model whose own files are wrong: asking for it says how, and the others are there without it."""
+    try:
+        return _model(name, folder)
+    except ModelBroken:
+        return None
 
 
 def _info(name: str, model: LocalModel) -> ModelInfo:

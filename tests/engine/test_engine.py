@@ -109,7 +109,7 @@ def test_what_the_pool_can_never_hold_is_refused_at_once(num_prompt: int, max_to
     fault = harness.end("a").fault
     assert (fault is None) is fits
     if fault is not None:
-        assert BY_CODE[fault.code] is OutOfMemory
+        assert BY_CODE[fault.code] is ContextTooLong
         assert f"has {num_prompt} tokens" in fault.message
         assert "is 4 blocks, but the KV pool has 3, for 96 tokens" in fault.message
 

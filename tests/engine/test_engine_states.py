@@ -10,7 +10,7 @@ from mlxm.engine.pace import PaceOptions
 from mlxm.engine.plan import BLOCK_TOKENS, Chunk, Plan, Row
 from mlxm.engine.request import Order
 from mlxm.engine.scheduler import SchedulerOptions
-from mlxm.errors import BY_CODE, OutOfMemory
+from mlxm.errors import BY_CODE, ContextTooLong
 from mlxm.frames import Delta
 from tests.engine.harness import Harness, character, prompt_of, scripted
 
@@ -140,7 +140,7 @@ class EngineStates(RuleBasedStateMachine):
         end = harness.end(name)
         if len(order.prompt_ids) + order.max_tokens - 1 > harness.pool.num_total * BLOCK_TOKENS:
             assert end.fault is not None
-            assert BY_CODE[end.fault.code] is OutOfMemory
+            assert BY_CODE[end.fault.code] is ContextTooLong
             return
         is_whole = end.fault is None and end.cancelled is None
         for choice in range(order.num_choices):

@@ -81,6 +81,11 @@ def test_a_slow_reader_gets_longer_deltas() -> None:
         assert (even.seq, even.choice, even.text, even.finish_reason) == (0, 0, "02468" * 100, "stop")
         assert (odd.seq, odd.choice, odd.text, odd.finish_reason) == (1, 1, "13579" * 100, "stop")
         assert even.token_ids == tuple(range(0, 1000, 2))
+        parts = list(even.split())
+        assert [(part.text, part.token_ids) for part in parts[:3]] == [("0", (0,)), ("2", (2,)), ("4", (4,))]
+        assert [part.finish_reason for part in parts[-2:]] == [None, "stop"]
+        assert len(parts) == 500
+        assert list(parts[0].split()) == parts[:1]
 
     run(test())
 

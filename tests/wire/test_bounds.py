@@ -6,11 +6,20 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 import pytest
 
+from mlxm.wire.anthropic_messages import MessagesRequest
 from mlxm.wire.openai_chat import ChatCompletionRequest
 from mlxm.wire.openai_completions import TextCompletionRequest
 from mlxm.wire.openai_models import DetokenizeRequest, TokenizeRequest
+from mlxm.wire.openai_responses import ResponsesRequest
 
-REQUESTS = [ChatCompletionRequest, TextCompletionRequest, TokenizeRequest, DetokenizeRequest]
+REQUESTS = [
+    ChatCompletionRequest,
+    TextCompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    MessagesRequest,
+    ResponsesRequest,
+]
 
 
 def unbounded(kind: Any, path: str, bounds: msgspec.Meta | None = None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from mlxm.engine.plan import BLOCK_TOKENS
 from mlxm.engine.request import SEED_BITS, Order, Request, answer_of, seed_of
 from mlxm.engine.sequence import Sequence
 from mlxm.engine.thoughts import BoundedThoughts, Guide
-from mlxm.errors import ContextTooLong, OutOfMemory, UnsupportedParameter
+from mlxm.errors import ContextTooLong, UnsupportedParameter
 
 
 def random_seed() -> int:
@@ -97,7 +97,7 @@ class Intake:
             )
         num_slots = self._num_blocks * BLOCK_TOKENS
         if num_prompt + asked - 1 > num_slots:
-            raise OutOfMemory(
+            raise ContextTooLong(
                 f"The prompt has {num_prompt} tokens{wanted}: that is {num_blocks_for(num_prompt + asked - 1)} blocks, "
                 f"but the KV pool has {self._num_blocks}, for {num_slots} tokens.",
                 hint="Shorten the conversation, lower max_tokens, or give the model more memory.",

@@ -16,6 +16,7 @@ from mlxm.catalog.cache_shape import CacheShape
 from mlxm.catalog.characteristics import Characteristics, describe
 from mlxm.catalog.memory import estimate, kv_bytes
 from mlxm.errors import ModelBroken
+from mlxm.frames import MAX_ROWS
 from mlxm.pool.limit import GB
 
 _USUAL_TOKENS: Final = 32_768
@@ -78,7 +79,7 @@ def value_bits_here() -> int:
 class Estimator(msgspec.Struct, frozen=True, kw_only=True):
     """Reads a model's files; `value_bits` is how wide the machine's stores keep keys and values."""
 
-    max_rows: int = 16
+    max_rows: int = MAX_ROWS
     value_bits: int = _GPU_VALUE_BITS
 
     def __call__(self, folder: Path, context: int | None) -> Need:

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from mlxm.errors import MlxmError
-from mlxm.frames import Generate, Loaded, LoadProgress, Stats
+from mlxm.frames import MAX_ROWS, Generate, Loaded, LoadProgress, Stats
 from mlxm.pool.budget import Estimator, Need, value_bits_here
 from mlxm.pool.ledger import Ledger, PrivateLedger
 from mlxm.pool.limit import MemoryLimit
@@ -128,9 +128,10 @@ Estimate = Callable[[Path, "int | None"], Awaitable[Need]]
 """What the model in a folder needs; the second argument is a context that was asked for."""
 
 
-async def estimate_files(folder: Path, context: int | None) -> Need:
+async def estimate_files(folder: Path, context: int | None, *, max_rows: int = MAX_ROWS) -> Need:
     """What a model's files say, read in a thread."""
-    return await asyncio.to_thread(Estimator(value_bits=value_bits_here()), folder, context)
+    estimator = Estimator(max_rows=max_rows, value_bits=value_bits_here())
+    return await asyncio.to_thread(estimator, folder, context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

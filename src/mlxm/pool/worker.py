@@ -13,6 +13,7 @@ import msgspec
 from mlxm.child import Child
 from mlxm.errors import Conflict, Draining, InternalError, MlxmError, ProtocolMismatch, TimedOut, WorkerDied
 from mlxm.frames import (
+    MAX_ROWS,
     Cancel,
     FromWorker,
     Generate,
@@ -53,7 +54,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     hello_timeout_s: float = 60.0
     load_timeout_s: float = 300.0
     scratch: Path | None = None
-    max_rows: int = 16
+    max_rows: int = MAX_ROWS
+    """How many answers it computes at once."""
     verdicts: Path | None = None
 
     def arguments(self) -> tuple[str, ...]:

@@ -130,6 +130,7 @@ class WorkerSettings(Group):
         "none keeps the one of MLX.",
     )
     load_timeout_s: Seconds = Field(default=300.0, description="How long loading a model may take.")
+    max_rows: Count = Field(default=16, description="How many answers a model computes at once; the others wait.")
     spare: bool = Field(
         default=True, description="Whether a process without a model is kept ready, so that the next load is faster."
     )
