@@ -63,8 +63,11 @@ def words(num_words: int, source: random.Random) -> str:
 
 
 def _name_all_tokens(path: Path) -> None:
+    """Markers stand among the words as well: they would be given other ids, beyond the last word, if they did not."""
     tokenizer: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    tokenizer["model"]["vocab"] |= {f"Ġw{token_id}": token_id for token_id in range(VOCAB_SIZE, VOCABULARY)}
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"Ġw{token_id}": token_id for token_id in range(VOCAB_SIZE, VOCABULARY)}
+    vocabulary |= {added["content"]: added["id"] for added in tokenizer["added_tokens"]}
     path.write_text(json.dumps(tokenizer), "utf-8")
 
 

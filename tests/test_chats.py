@@ -11,6 +11,7 @@ from mlxm.engine.formats.families import FAMILIES, GENERIC
 from mlxm.frames import Generate, Tokens
 from mlxm.hub import Hub, HubSettings
 from mlxm.pool.families import Markup
+from mlxm.pool.stream import FINISHED, RequestStream
 from mlxm.testing import build_scripted
 from mlxm.tiny import families as tiny
 from mlxm.types import (
@@ -113,6 +114,23 @@ def test_no_more_calls_than_are_allowed(allows_several: bool, num_calls: int) ->
     assert ChoiceEnded(choice=0, reason="tool_calls") in events
 
 
+def test_a_second_call_ends_an_answer_that_may_have_one() -> None:
+    """As soon as every choice has begun it; what was said so far is the answer."""
+    reasons: list[str] = []
+    asked = request(tools=(NOW,), tool_choice=ToolChoice(allows_several=False), num_choices=2)
+    one = chat("qwen3", asked)
+    one.begin(RequestStream(cancel=reasons.append, on_end=lambda: None))
+    for choice in (1, 0):
+        assert reasons == []
+        one.see(TextDelta(choice, CALL + CALL, (1,)))
+    one.see(TextDelta(0, "and more", (2,)))
+    assert reasons == [FINISHED]
+    ends = [ChoiceEnded(choice=choice, reason="tool_calls") for choice in (0, 1)]
+    *told, ended = one.see(Ended(usage=Usage()))
+    assert [event for event in told if isinstance(event, ChoiceEnded)] == ends
+    assert ended == Ended(usage=Usage())
+
+
 def test_each_choice_is_read_by_itself() -> None:
     """Their texts come mixed."""
     one = chat("qwen3")
@@ -190,7 +208,7 @@ TEMPLATE = """\
 {% for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
 {% endfor %}{{ tools or '' }}<tool_call></think>
-{%- if add_generation_prompt %}<|im_start|>assistant<|answer_0|>{% endif %}"""
+{%- if add_generation_prompt %}<|im_start|>assistant<|answer_{{ 1 if tools else 0 }}|>{% endif %}"""
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +234,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = {
         "<|answer_0|>": "<think>One two three four five six seven eight.</think>It is twelve o'clock.",
         "\n\n": "So be it!",
+        "<|answer_1|>": f"{CALL}\n{CALL.replace('now', 'then')}\n" + "".join(map(str, range(100, 300))),
     }
     return build_scripted(tmp_path_factory.mktemp("models") / "qwen", family, answers, model_type="qwen3")
 
@@ -239,6 +258,23 @@ def test_thoughts_are_limited(runner: asyncio.Runner, hub: Hub, scripted: Path) 
     ended = events[-1]
     assert isinstance(ended, Ended)
     assert 0 < ended.usage.reasoning_tokens < ended.usage.completion_tokens
+
+
+def test_an_answer_is_cut_short_behind_its_only_call(runner: asyncio.Runner, hub: Hub, scripted: Path) -> None:
+    """The worker stops, and says what it has computed."""
+    tools = (NOW, Tool(name="then"))
+    asked = request(str(scripted), tools=tools, max_tokens=400)
+    _, _, events = runner.run(texts_of(hub, asked))
+    whole = events[-1]
+    once = msgspec.structs.replace(asked, tool_choice=ToolChoice(allows_several=False))
+    _, _, events = runner.run(texts_of(hub, once))
+    *_, choice, cut = events
+    assert [event.name for event in events if isinstance(event, ToolCallStarted)] == ["now"]
+    assert choice == ChoiceEnded(choice=0, reason="tool_calls")
+    assert isinstance(whole, Ended)
+    assert isinstance(cut, Ended)
+    assert cut.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert 0 < cut.usage.completion_tokens < whole.usage.completion_tokens - 50
 
 
 def test_a_family_is_looked_up_once_for_each_state_of_its_files(

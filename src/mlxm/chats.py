@@ -11,6 +11,7 @@ from mlxm.engine.formats.harmony import MARKERS
 from mlxm.engine.formats.parser import AnswerParser, open_parser, opens_thoughts
 from mlxm.frames import Generate, ThoughtLimit, Tokens
 from mlxm.pool.families import Markup
+from mlxm.pool.stream import RequestStream
 from mlxm.types import (
     ChatRequest,
     ChoiceEnded,
@@ -45,6 +46,8 @@ class Chat:
         self.has_markup = self._takes_calls or self._family.reasoning is not None or self._family.is_harmony
         """Whether the answer's text is to be read token by token."""
         self._parsers: dict[int, AnswerParser] = {}
+        self._ended: set[int] = set()
+        self._stream: RequestStream | None = None
         self._num_thought = 0
 
     # ── what the worker is told ──────────────────────────────────────────────────────────────────
@@ -107,6 +110,10 @@ class Chat:
             is_open=opens_thoughts(tags, ending),
         )
 
+    def begin(self, stream: RequestStream) -> None:
+        """Take what can end the answer before its time."""
+        self._stream = stream
+
     # ── what the answer means ────────────────────────────────────────────────────────────────────
 
     def see(self, event: Event) -> list[Event]:
@@ -117,16 +124,34 @@ class Chat:
             return [event]
         match event:
             case TextDelta(choice=choice, text=text, token_ids=token_ids, logprobs=logprobs):
-                return self._told(self._parser(choice).feed(text, token_ids, logprobs))
-            case ChoiceEnded(choice=choice, reason=reason):
-                parser = self._parser(choice)
-                told = self._told(parser.finish())
-                has_called = parser.num_calls > 0 and reason == "stop"
-                return [*told, msgspec.structs.replace(event, reason="tool_calls") if has_called else event]
+                told = self._told(self._parser(choice).feed(text, token_ids, logprobs))
+                self._finish_if_enough()
+                return told
+            case ChoiceEnded():
+                return self._end(event)
             case Ended(usage=usage):
-                return [Ended(usage=msgspec.structs.replace(usage, reasoning_tokens=self._num_thought))]
+                open_choices = sorted(self._parsers.keys() - self._ended)
+                told = [each for choice in open_choices for each in self._end(ChoiceEnded(choice, "stop"))]
+                return [*told, Ended(usage=msgspec.structs.replace(usage, reasoning_tokens=self._num_thought))]
             case _:
                 return [event]
+
+    def _end(self, ended: ChoiceEnded) -> list[Event]:
+        """One choice is complete."""
+        parser = self._parser(ended.choice)
+        self._ended.add(ended.choice)
+        told = self._told(parser.finish())
+        has_called = parser.num_calls > 0 and ended.reason == "stop"
+        return [*told, msgspec.structs.replace(ended, reason="tool_calls") if has_called else ended]
+
+    def _finish_if_enough(self) -> None:
+        """End the request once every choice has begun a second call where one is all that is allowed."""
+        if self._request.tool_choice.allows_several or self._stream is None:
+            return
+        has_enough = {choice for choice, parser in self._parsers.items() if parser.num_calls > 1} | self._ended
+        if len(has_enough) == self._request.num_choices:
+            self._stream.finish()
+            self._stream = None
 
     def _unused(self) -> tuple[str, ...]:
         """What nothing came of: thoughts can be limited without the template."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from mlxm.pool.limit import MemoryLimit
 from mlxm.pool.options import Parts, PoolOptions, estimate_files
 from mlxm.pool.pool import LocalModel, Pool
 from mlxm.pool.prep import Prep, PrepLimits
-from mlxm.pool.stream import RequestEvent
+from mlxm.pool.stream import FINISHED, RequestEvent, RequestStream, leave_alone
 from mlxm.pool.worker import OnDeath, OnWords, WorkerOptions, ignore
 from mlxm.router import Router
 from mlxm.settings import CONFIG_NAME, Settings, parse_bytes, parse_share
@@ -152,7 +152,7 @@ class Hub:
         _check_room(model, len(prompt.ids), request.max_tokens)
         chat = Chat(request, prompt, await self._families.of(model.folder))
         order = await self._chat_order(model, request, chat, prompt.ids)
-        async with aclosing(self._generate(model, order, is_split=chat.has_markup)) as events:
+        async with aclosing(self._generate(model, order, chat.begin, is_split=chat.has_markup)) as events:
             async for event in events:
                 for each in chat.see(event):
                     yield each
@@ -212,10 +212,15 @@ class Hub:
         return chat.order(_order(request, prompt_ids), grammar, close_ids)
 
     async def _generate(
-        self, model: LocalModel, order: Generate, *, is_split: bool = False
+        self,
+        model: LocalModel,
+        order: Generate,
+        begin: Callable[[RequestStream], None] = leave_alone,
+        *,
+        is_split: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """The events of an answer; what its reader was too slow for comes as one delta, or token by token."""
-        async with aclosing(self._pool.generate(model, order)) as frames:
+        async with aclosing(self._pool.generate(model, order, begin)) as frames:
             async for frame in frames:
                 for part in frame.split() if is_split and isinstance(frame, Delta) else (frame,):
                     for event in _events(part, len(order.prompt_ids)):
@@ -304,7 +309,7 @@ def _events(frame: RequestEvent, num_prompt: int) -> tuple[Event, ...]:
             return _delta_events(frame)
         case RequestEnded(fault=Fault() as fault):
             raise fault.error()
-        case RequestEnded(cancelled=str(reason)):
+        case RequestEnded(cancelled=str(reason)) if reason != FINISHED:
             raise Cancelled(f"The request was cancelled: {reason}.")
         case RequestEnded():
             return (Ended(usage=frame.usage),)

@@ -207,6 +207,8 @@ def test_a_load_that_fails_says_why(cabinet: Cabinet, meet: Callable[[FakeServer
         ["load", "a", "--ctx", "much"],
         ["load", "a", "--ctx", "0"],
         ["load", "a", "--ttl", "-5"],
+        ["load", "a", "--ttl", "infs"],
+        ["load", "a", "--ttl", "nans"],
         ["unload"],
         ["unload", "a", "--all"],
     ],

@@ -240,3 +240,16 @@ def test_wishes_without_a_word_for_them_are_told(client: openai.OpenAI) -> None:
     assert raw.headers["x-mlxm-ignored"] == "thinking.effort"
     plain = client.chat.completions.with_raw_response.create(model="qwen", messages=HELLO, max_tokens=5)
     assert "x-mlxm-ignored" not in plain.headers
+
+
+def test_strict_tools_leave_good_calls_alone(client: openai.OpenAI) -> None:
+    """What fits its schema comes as it would have without, thoughts and words as well, and beside other formats."""
+    strict = [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in (WEATHER, NOW)]
+    choice = ask(client, "qwen", tools=strict).choices[0]
+    assert choice.message.reasoning_content == THOUGHTS
+    assert choice.message.content == "One moment, please."
+    assert called(choice.message) == [("get_weather", ASKED), ("now", {})]
+    schema = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": Verdict.model_json_schema()}}
+    either = ask(client, "mistral", response_format=schema).choices[0]
+    ((name, arguments),) = called(either.message)  # in other tokens than it would choose by itself
+    check(name, arguments)

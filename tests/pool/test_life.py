@@ -122,7 +122,7 @@ def test_what_can_never_fit_is_refused_at_once() -> None:
     """With both numbers, and the ones in the way."""
 
     async def test(stage: Stage) -> None:
-        with pytest.raises(OutOfMemory, match=r"needs 0.2 GB of memory; models may take 0.1 GB\."):
+        with pytest.raises(OutOfMemory, match=r"needs 200.0 MB of memory; models may take 100.0 MB\."):
             await stage.ask(stage.model("huge", 200))
         stage.pool.load(stage.model("pinned", 60), pin=True)
         with pytest.raises(OutOfMemory, match="beside the pinned ones") as caught:
@@ -381,6 +381,20 @@ def test_a_restart_replaces_the_worker() -> None:
         assert len(stage.launcher.workers) == 3
 
     on_stage(test, launcher=slow())
+
+
+def test_a_pinned_model_makes_room_for_its_successor() -> None:
+    """It leaves for it, and is none of those that the successor would have to fit in beside."""
+
+    async def test(stage: Stage) -> None:
+        a = stage.model("a", 60)
+        stage.pool.load(a, pin=True)
+        await until(lambda: stage.states() == {"a": "ready"})
+        stage.pool.restart("a")
+        await until(lambda: len(stage.launcher.workers) == 2 and stage.states() == {"a": "ready"})
+        assert stage.pool.model("a").pinned
+
+    on_stage(test)
 
 
 def test_a_context_is_given_the_room_it_needs() -> None:

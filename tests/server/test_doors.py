@@ -110,7 +110,9 @@ def test_a_page_may_ask_only_when_it_is_listed() -> None:
                 "/v1/chat/completions", headers={**page, "access-control-request-method": "POST"}
             )
             assert asked.status_code == 204
-            assert "content-type" in asked.headers["access-control-allow-headers"]
+            for name in ("content-type", "anthropic-version"):
+                assert name in asked.headers["access-control-allow-headers"]
+            assert "DELETE" in asked.headers["access-control-allow-methods"]
             for body, status in [(chat_body(), 200), ({}, 400)]:
                 response = await server.http.post("/v1/chat/completions", json=body, headers=page)
                 assert response.status_code == status

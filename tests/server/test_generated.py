@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from mlxm.server.openapi import openapi_document
 from mlxm.testing.backends import ECHO_MODEL, EchoBackend
+from mlxm.wire.anthropic_messages import MessagesRequest
 from mlxm.wire.openai_chat import ChatCompletionRequest
 from mlxm.wire.openai_completions import TextCompletionRequest
+from mlxm.wire.openai_responses import ResponsesRequest
 from tests.conftest import SOAK
 from tests.server.harness import CHAT, chat_body, serving
 
@@ -22,6 +24,13 @@ NUM_BODIES = 20_000 if SOAK == "long" else 1_500
 NUM_CASES = 200 if SOAK == "long" else 12
 GOOD_EVERY = 100
 COMPLETIONS = "/v1/completions"
+# What is asked where, and a request that is good.
+ASKED: list[tuple[str, Any, dict[str, Any]]] = [
+    (CHAT, ChatCompletionRequest, chat_body()),
+    (COMPLETIONS, TextCompletionRequest, {"model": ECHO_MODEL, "prompt": "a b"}),
+    ("/v1/messages", MessagesRequest, {**chat_body(), "max_tokens": 9}),
+    ("/v1/responses", ResponsesRequest, {"model": ECHO_MODEL, "input": "a b"}),
+]
 
 OPERATIONS = {
     operation["operationId"]
@@ -87,11 +96,8 @@ def test_odd_bodies_break_nothing() -> None:
         statuses: dict[int, int] = {}
         async with serving(EchoBackend()) as server:
             for number in range(NUM_BODIES):
-                if dice.random() < 0.5:
-                    path, body = CHAT, odd_body(dice, ChatCompletionRequest, chat_body())
-                else:
-                    good = {"model": ECHO_MODEL, "prompt": "a b"}
-                    path, body = COMPLETIONS, odd_body(dice, TextCompletionRequest, good)
+                path, request_type, good = dice.choice(ASKED)
+                body = odd_body(dice, request_type, good)
                 content = json.dumps(body).encode()
                 response = await server.http.post(path, content=content, headers={"content-type": "application/json"})
                 assert response.status_code in (200, 400, 404), (content, response.text)
@@ -114,11 +120,9 @@ JSON_VALUES = st.recursive(
 
 @settings(max_examples=NUM_BODIES // 10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from([CHAT, COMPLETIONS, "/tokenize", "/detokenize"]),
+    st.sampled_from([*(path for path, _, _ in ASKED), "/v1/messages/count_tokens", "/tokenize", "/detokenize"]),
     st.dictionaries(
-        st.sampled_from(
-            sorted({*ChatCompletionRequest.__struct_fields__, *TextCompletionRequest.__struct_fields__, "tokens"})
-        ),
+        st.sampled_from(sorted({"tokens", *(name for _, kind, _ in ASKED for name in kind.__struct_fields__)})),
         JSON_VALUES,
         max_size=6,
     ),

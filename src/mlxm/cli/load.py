@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -45,9 +46,12 @@ def _read_ttl(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return float(text) if text.replace(".", "", 1).isdecimal() else _read_time(text)
+        ttl_s = float(text) if text.replace(".", "", 1).isdecimal() else _read_time(text)
     except ValueError:
-        raise InvalidRequest(f"--ttl {text} is no time.", hint="For example: --ttl 10m", param="ttl") from None
+        ttl_s = math.nan
+    if not 0 <= ttl_s < math.inf:
+        raise InvalidRequest(f"--ttl {text} is no time.", hint="For example: --ttl 10m", param="ttl")
+    return ttl_s
 
 
 def _read_time(text: str) -> float:

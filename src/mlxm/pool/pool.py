@@ -21,7 +21,7 @@ from mlxm.pool.record import Record
 from mlxm.pool.room import Room, queue_full
 from mlxm.pool.slot import Signal, Slot
 from mlxm.pool.status import ModelStatus, PoolStatus, State
-from mlxm.pool.stream import RequestEvent
+from mlxm.pool.stream import RequestEvent, RequestStream, leave_alone
 
 __all__ = ["LocalModel", "Pool"]
 
@@ -46,8 +46,12 @@ class Pool:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
-    async def generate(self, model: LocalModel, request: Generate) -> AsyncGenerator[RequestEvent]:
+    async def generate(
+        self, model: LocalModel, request: Generate, begin: Callable[[RequestStream], None] = leave_alone
+    ) -> AsyncGenerator[RequestEvent]:
         """The request's events, after `model` has been loaded if need be; closing it early cancels the request.
+
+        `begin` gets what can finish the request before its time.
 
         A worker that dies before it has said anything of the answer is replaced, and asked once more.
         """
@@ -55,7 +59,7 @@ class Pool:
         is_started = has_answered = False
         for is_last in (False, True):
             try:
-                async with aclosing(self._attempt(model, request)) as events:
+                async with aclosing(self._attempt(model, request, begin)) as events:
                     async for event in events:
                         if isinstance(event, RequestStarted) and is_started:
                             continue
@@ -70,7 +74,9 @@ class Pool:
             else:
                 return
 
-    async def _attempt(self, model: LocalModel, request: Generate) -> AsyncGenerator[RequestEvent]:
+    async def _attempt(
+        self, model: LocalModel, request: Generate, begin: Callable[[RequestStream], None]
+    ) -> AsyncGenerator[RequestEvent]:
         slot = self._slot(model)
         slot.hold(_now_s())
         try:
@@ -80,6 +86,7 @@ class Pool:
             slot.release()
             raise
         async with aclosing(stream):
+            begin(stream)
             async for event in stream:
                 yield event
 

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from mlxm.errors import OutOfMemory, StoreError
 from mlxm.pool.budget import Need
+from mlxm.pool.limit import GB
 from mlxm.pool.options import Parts, PoolOptions
 from mlxm.pool.policy import Tenant, choose_victims
 from mlxm.pool.slot import Signal, Slot
@@ -115,12 +116,12 @@ class Room:
 
     def _refuse_hopeless(self, slot: Slot, need: Need, budget: int) -> None:
         """Do not let anybody wait for what no waiting can bring."""
-        staying = [other for other in self._residents.slots() if other is not slot and other.record.stays]
+        staying = [other for other in self._residents.slots() if other is not slot and self._stays(other)]
         pinned_bytes = sum(other.used_bytes for other in staying)
         if need.least_bytes + pinned_bytes > budget:
-            beside = f" beside the pinned ones, which take {_gb(pinned_bytes)}" if pinned_bytes else ""
+            beside = f" beside the pinned ones, which take {_size(pinned_bytes)}" if pinned_bytes else ""
             raise OutOfMemory(
-                f"{slot.model.name} needs {_gb(need.least_bytes)} of memory; models may take {_gb(budget)}{beside}.",
+                f"{slot.model.name} needs {_size(need.least_bytes)} of memory; models may take {_size(budget)}{beside}.",
                 hint="Choose a smaller model, unpin others, or raise the setting memory.budget.",
                 retry_after_s=_RETRY_S,
             )
@@ -131,6 +132,10 @@ class Room:
                 hint="Unpin one, or raise the setting models.max.",
                 retry_after_s=_RETRY_S,
             )
+
+    def _stays(self, slot: Slot) -> bool:
+        """Whether it is never evicted; what leaves for its own successor does not stay."""
+        return slot.record.stays and not self._residents.is_leaving(slot)
 
     def _idle_victims(self, need: Need, free: int, num_missing: int) -> tuple[Tenant, ...] | None:
         """Who goes so that the model has what it usually needs, or at least can work; None: nobody who would do."""
@@ -200,5 +205,5 @@ def queue_full(name: str) -> OutOfMemory:
     )
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1000**3:.1f} GB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GB:.1f} GB" if num_bytes >= GB else f"{num_bytes / 1000**2:.1f} MB"

@@ -10,10 +10,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Self
+from typing import Final, Self
 
 from mlxm.errors import InternalError, MlxmError
 from mlxm.frames import Delta, RequestEnded, RequestStarted
+
+FINISHED: Final = "enough has been said"
+"""Why a request is cancelled whose answer so far is all that is wanted."""
 
 RequestEvent = RequestStarted | Delta | RequestEnded
 
@@ -105,6 +108,11 @@ class RequestStream:
             return merged
         return event
 
+    def finish(self) -> None:
+        """Have the request end as it is; its last event tells what was computed."""
+        if not self._is_ended and not self._is_closed:
+            self._cancel(FINISHED)
+
     async def aclose(self) -> None:
         """Cancel the request unless it has ended; what the worker still says about it is dropped."""
         self._close("its reader has left")
@@ -137,3 +145,7 @@ class RequestStream:
         self._is_ended = True
         self._arrived.set()
         self._on_end()
+
+
+def leave_alone(_: RequestStream) -> None:
+    """Let a request go its way."""

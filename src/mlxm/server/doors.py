@@ -16,8 +16,11 @@ from mlxm.errors import Forbidden, InvalidRequest
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HOST: Final = re.compile(rb"(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(:[0-9]{1,5})?")
-_ALLOWED_METHODS: Final = b"GET, POST, OPTIONS"
-_ALLOWED_HEADERS: Final = b"authorization, content-type, x-api-key, x-request-id"
+_ALLOWED_METHODS: Final = b"GET, POST, DELETE, OPTIONS"
+_ALLOWED_HEADERS: Final = (
+    b"anthropic-beta, anthropic-dangerous-direct-browser-access, anthropic-version, "
+    b"authorization, content-type, x-api-key, x-request-id"
+)
 _SHOWN_HEADERS: Final = b"x-request-id, request-id, x-mlxm-ignored, retry-after"
 _PREFLIGHT_AGE_S: Final = b"600"
 

@@ -11,9 +11,11 @@ from typing import Any, Final
 import msgspec
 
 from mlxm import __version__
-from mlxm.server import openai
+from mlxm.server import anthropic, openai, responses
 from mlxm.server.errors import ErrorBody
 from mlxm.server.models import DETOKENIZE, MODELS, TOKENIZE
+from mlxm.wire.anthropic_messages import CountTokensRequest, MessagesRequest
+from mlxm.wire.anthropic_messages_answers import Message, TokenCount
 from mlxm.wire.openai_chat import ChatCompletionRequest
 from mlxm.wire.openai_chat_answers import ChatCompletion
 from mlxm.wire.openai_completions import TextCompletionRequest
@@ -26,16 +28,21 @@ from mlxm.wire.openai_models import (
     Tokenized,
     TokenizeRequest,
 )
+from mlxm.wire.openai_responses import ResponsesRequest
+from mlxm.wire.openai_responses_answers import Response
 
 _POSTS: Final[dict[str, tuple[type, type]]] = {
     openai.CHAT_COMPLETIONS: (ChatCompletionRequest, ChatCompletion),
     openai.COMPLETIONS: (TextCompletionRequest, Completion),
     openai.BATCH_CHAT_COMPLETIONS: (ChatCompletionRequest, ChatCompletion),
     openai.BATCH_COMPLETIONS: (TextCompletionRequest, Completion),
+    anthropic.MESSAGES: (MessagesRequest, Message),
+    anthropic.COUNT_TOKENS: (CountTokensRequest, TokenCount),
+    responses.RESPONSES: (ResponsesRequest, Response),
     **dict.fromkeys(TOKENIZE, (TokenizeRequest, Tokenized)),
     **dict.fromkeys(DETOKENIZE, (DetokenizeRequest, Detokenized)),
 }
-_STREAMED: Final = {path for path in _POSTS if path.endswith("completions")}
+_STREAMED: Final = {path for path in _POSTS if path.endswith(("completions", "messages", "responses"))}
 _JSON: Final = "application/json"
 
 
