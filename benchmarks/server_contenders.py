@@ -110,15 +110,15 @@ def plans(folder: Path, names: Sequence[str]) -> list[Plan]:
 def running(folder: Path, home: Path, names: Sequence[str]) -> Iterator[dict[str, Server]]:
     """All servers at once, each ready to answer; those that do nothing take next to nothing."""
     environ = _environ(home)
-    subprocess.run([MLXM, "import", str(folder), "--alias", ALIAS], env=environ, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([MLXM, "import", str(folder), "--alias", ALIAS], env=environ, check=True, capture_output=True)
     started: list[tuple[Plan, int, subprocess.Popen[bytes]]] = []
     try:
         for plan in plans(folder, names):
             port = _free_port()
-            log = (home / f"{plan.name}.log").open("wb")
             command = [*plan.command, "--port", str(port)]
-            started.append((plan, port, subprocess.Popen(command, env=environ, stdout=log, stderr=log)))
-        servers = {plan.name: _ready_server(plan, port, process) for plan, port, process in started}
+            with _log_of(plan, home).open("wb") as log:
+                started.append((plan, port, subprocess.Popen(command, env=environ, stdout=log, stderr=log)))
+        servers = {plan.name: _ready_server(plan, port, process, home) for plan, port, process in started}
         for server in servers.values():
             server.settle()
         yield servers
@@ -141,11 +141,16 @@ def _environ(home: Path) -> dict[str, str]:
     return {**os.environ, **threads, **cache, **places}
 
 
-def _ready_server(plan: Plan, port: int, process: subprocess.Popen[bytes]) -> Server:
+def _log_of(plan: Plan, home: Path) -> Path:
+    return home / f"{plan.name}.log"
+
+
+def _ready_server(plan: Plan, port: int, process: subprocess.Popen[bytes], home: Path) -> Server:
     deadline_s = time.monotonic() + BOUND_S
     while _status(port, plan.alive_path) != _OK:
         if process.poll() is not None or time.monotonic() > deadline_s:
-            raise RuntimeError(f"{plan.name} never became ready")
+            last_words = _log_of(plan, home).read_text("utf-8")[-2000:]
+            raise RuntimeError(f"{plan.name} never became ready: {last_words}")
         time.sleep(_POLL_S)
     server = Server(plan, port, psutil.Process(process.pid))
     _ask_once(server)

@@ -27,12 +27,12 @@ def run(test: Callable[[], object]) -> None:
     asyncio.run(limited())
 
 
-def test_a_spare_worker_is_taken_and_speaks_of_its_model(tiny_folder: Path) -> None:
+def test_a_spare_worker_is_taken_and_speaks_of_its_model(options: WorkerOptions, tiny_folder: Path) -> None:
     """Its errors name the model; where there is none a new one is started, and one that died is not taken."""
     deaths: list[str] = []
 
     async def test() -> None:
-        workers = Workers(WorkerOptions(), lambda error: deaths.append(error.message))
+        workers = Workers(options, lambda error: deaths.append(error.message))
         workers.refill(has_spare=True)
         spare = workers._spare
         assert spare is not None
@@ -61,11 +61,13 @@ def test_a_spare_worker_is_taken_and_speaks_of_its_model(tiny_folder: Path) -> N
     assert len(deaths) == 2
 
 
-def test_a_spare_worker_goes_when_it_is_not_wanted(is_gone: Callable[[int, float], bool]) -> None:
+def test_a_spare_worker_goes_when_it_is_not_wanted(
+    options: WorkerOptions, is_gone: Callable[[int, float], bool]
+) -> None:
     """Also while it starts, and when who waits for it leaves."""
 
     async def test() -> None:
-        workers = Workers(WorkerOptions())
+        workers = Workers(options)
         workers.refill(has_spare=True)
         assert workers._spare is not None
         spare = workers._spare
@@ -79,12 +81,14 @@ def test_a_spare_worker_goes_when_it_is_not_wanted(is_gone: Callable[[int, float
     run(test)
 
 
-def test_a_spare_worker_that_cannot_start_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spare_worker_that_cannot_start_is_no_failure(
+    options: WorkerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The next one is tried when a model needs it."""
     told: list[MlxmError] = []
 
     async def test() -> None:
-        workers = Workers(WorkerOptions(), told.append)
+        workers = Workers(options, told.append)
         monkeypatch.setattr("sys.executable", "/absent/python")
         workers.refill(has_spare=True)
         assert workers._spare is not None
@@ -130,11 +134,11 @@ async def ask(pool: Pool, model: LocalModel, prompt: tuple[int, ...]) -> None:
     assert events[-1].fault is None
 
 
-def test_shrinking_gives_memory_back(tiny_folder: Path) -> None:
+def test_shrinking_gives_memory_back(options: WorkerOptions, tiny_folder: Path) -> None:
     """What mlx kept of freed memory is gone afterwards."""
 
     async def test() -> None:
-        pool = Pool(PoolOptions(has_spare=False), Parts(launcher=Workers(WorkerOptions())))
+        pool = Pool(PoolOptions(has_spare=False), Parts(launcher=Workers(options)))
         model = LocalModel(name="tiny", folder=tiny_folder, context_length=8192)
         await ask(pool, model, LONG)
         (slot,) = pool.slots()

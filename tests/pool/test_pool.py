@@ -55,17 +55,15 @@ def broken(tmp_path: Path) -> LocalModel:
     return LocalModel(name="broken", folder=tmp_path, context_length=None)
 
 
-def make_pool(**options: Any) -> Pool:
+def make_pool(options: WorkerOptions, **others: Any) -> Pool:
     """A pool of real workers, none of them spare."""
-    return Pool(
-        PoolOptions(**{"has_spare": False, "retry_s": 0.2, **options}), Parts(launcher=Workers(WorkerOptions()))
-    )
+    return Pool(PoolOptions(**{"has_spare": False, "retry_s": 0.2, **others}), Parts(launcher=Workers(options)))
 
 
 @asynccontextmanager
-async def open_pool(**options: Any) -> AsyncIterator[Pool]:
+async def open_pool(options: WorkerOptions, **others: Any) -> AsyncIterator[Pool]:
     """A pool that is closed afterwards."""
-    pool = make_pool(**options)
+    pool = make_pool(options, **others)
     try:
         yield pool
     finally:
@@ -111,11 +109,11 @@ def leases(pool: Pool) -> dict[str, int]:
     return {model.model: model.in_use for model in pool.models() if model.state == "ready"}
 
 
-def test_fifty_requests_for_a_cold_model_load_it_once(starts: Starts, tiny: LocalModel) -> None:
+def test_fifty_requests_for_a_cold_model_load_it_once(options: WorkerOptions, starts: Starts, tiny: LocalModel) -> None:
     """All of them are answered, and hold nothing afterwards."""
 
     async def test() -> None:
-        async with open_pool() as pool:
+        async with open_pool(options) as pool:
             asked = [answer(pool, tiny, order(str(number))) for number in range(50)]
             ends = await asyncio.gather(*asked)
             assert [end.usage.completion_tokens for end in ends] == [2] * 50
@@ -130,11 +128,11 @@ def test_fifty_requests_for_a_cold_model_load_it_once(starts: Starts, tiny: Loca
     run(test())
 
 
-def test_a_failed_load_fails_all_who_wait(starts: Starts, broken: LocalModel) -> None:
+def test_a_failed_load_fails_all_who_wait(options: WorkerOptions, starts: Starts, broken: LocalModel) -> None:
     """With its reason, which is remembered for a while; then the next request tries again."""
 
     async def test() -> None:
-        async with open_pool(retry_s=0.5) as pool:
+        async with open_pool(options, retry_s=0.5) as pool:
             asked = [answer(pool, broken, order(str(number))) for number in range(5)]
             errors = await asyncio.gather(*asked, return_exceptions=True)
             assert [str(error) for error in errors] == [f"{broken.folder}/config.json is missing."] * 5
@@ -150,11 +148,11 @@ def test_a_failed_load_fails_all_who_wait(starts: Starts, broken: LocalModel) ->
     run(test())
 
 
-def test_a_waiter_that_leaves_does_not_end_the_load(starts: Starts, tiny: LocalModel) -> None:
+def test_a_waiter_that_leaves_does_not_end_the_load(options: WorkerOptions, starts: Starts, tiny: LocalModel) -> None:
     """Not even when it was the only one."""
 
     async def test() -> None:
-        async with open_pool() as pool:
+        async with open_pool(options) as pool:
             waiting = asyncio.create_task(answer(pool, tiny, order("a")))
             await asyncio.sleep(0.01)
             waiting.cancel()
@@ -167,11 +165,11 @@ def test_a_waiter_that_leaves_does_not_end_the_load(starts: Starts, tiny: LocalM
     run(test())
 
 
-def test_a_lease_is_held_until_the_worker_is_done(tiny: LocalModel) -> None:
+def test_a_lease_is_held_until_the_worker_is_done(options: WorkerOptions, tiny: LocalModel) -> None:
     """Longer than by its reader, if that one leaves early."""
 
     async def test() -> None:
-        async with open_pool() as pool:
+        async with open_pool(options) as pool:
             async with aclosing(pool.generate(tiny, order("a", max_tokens=4000))) as events:
                 while not isinstance(await anext(events), Delta):
                     pass
@@ -183,11 +181,13 @@ def test_a_lease_is_held_until_the_worker_is_done(tiny: LocalModel) -> None:
     run(test())
 
 
-def test_after_a_crash_the_next_request_gets_a_new_worker(starts: Starts, tiny: LocalModel) -> None:
+def test_after_a_crash_the_next_request_gets_a_new_worker(
+    options: WorkerOptions, starts: Starts, tiny: LocalModel
+) -> None:
     """Those that were running are told."""
 
     async def test() -> None:
-        async with open_pool() as pool:
+        async with open_pool(options) as pool:
             events = pool.generate(tiny, order("a", max_tokens=4000))
             while not isinstance(await anext(events), Delta):
                 pass
@@ -203,11 +203,11 @@ def test_after_a_crash_the_next_request_gets_a_new_worker(starts: Starts, tiny: 
     run(test())
 
 
-def test_a_request_that_cannot_be_sent_holds_nothing(tiny: LocalModel) -> None:
+def test_a_request_that_cannot_be_sent_holds_nothing(options: WorkerOptions, tiny: LocalModel) -> None:
     """Its lease is given back at once."""
 
     async def test() -> None:
-        async with open_pool() as pool:
+        async with open_pool(options) as pool:
             first = pool.generate(tiny, order("a", max_tokens=4000))
             await anext(first)
             with pytest.raises(Conflict):
@@ -218,12 +218,14 @@ def test_a_request_that_cannot_be_sent_holds_nothing(tiny: LocalModel) -> None:
     run(test())
 
 
-def test_another_folder_is_loaded_anew(starts: Starts, tiny: LocalModel, tmp_path: Path) -> None:
+def test_another_folder_is_loaded_anew(
+    options: WorkerOptions, starts: Starts, tiny: LocalModel, tmp_path: Path
+) -> None:
     """Who holds the old one is answered by it to the end; then it goes, and only the new one is left."""
     pulled = msgspec.structs.replace(tiny, folder=shutil.copytree(tiny.folder, tmp_path / "pulled"))
 
     async def test() -> None:
-        async with open_pool() as pool:
+        async with open_pool(options) as pool:
             first = pool.generate(tiny, order("a", max_tokens=60))
             await anext(first)
             (old,) = pids(pool)
@@ -239,12 +241,14 @@ def test_another_folder_is_loaded_anew(starts: Starts, tiny: LocalModel, tmp_pat
     run(test())
 
 
-def test_closing_ends_old_workers_too(tiny: LocalModel, tmp_path: Path, is_gone: Callable[[int, float], bool]) -> None:
+def test_closing_ends_old_workers_too(
+    options: WorkerOptions, tiny: LocalModel, tmp_path: Path, is_gone: Callable[[int, float], bool]
+) -> None:
     """Also those that somebody still holds."""
     pulled = msgspec.structs.replace(tiny, folder=shutil.copytree(tiny.folder, tmp_path / "pulled"))
 
     async def test() -> None:
-        async with open_pool() as pool:
+        async with open_pool(options) as pool:
             first = pool.generate(tiny, order("a", max_tokens=4000))
             await anext(first)
             await answer(pool, pulled, order("b"))
@@ -257,11 +261,13 @@ def test_closing_ends_old_workers_too(tiny: LocalModel, tmp_path: Path, is_gone:
     run(test())
 
 
-def test_closing_ends_everything(tiny: LocalModel, is_gone: Callable[[int, float], bool]) -> None:
+def test_closing_ends_everything(
+    options: WorkerOptions, tiny: LocalModel, is_gone: Callable[[int, float], bool]
+) -> None:
     """What runs, what loads, and what comes later fails with Draining."""
 
     async def test() -> None:
-        pool = make_pool()
+        pool = make_pool(options)
         running = pool.generate(tiny, order("a", max_tokens=4000))
         await anext(running)
         cold = LocalModel(name="cold", folder=tiny.folder, context_length=None)

@@ -47,11 +47,11 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(scope="module")
-def worker(runner: asyncio.Runner, tiny_folder: Path) -> Iterator[Worker]:
+def worker(runner: asyncio.Runner, tiny_folder: Path, options: WorkerOptions) -> Iterator[Worker]:
     """A worker with the built-in model, which no test may harm."""
 
     async def start() -> Worker:
-        made = await Worker.start("tiny", WorkerOptions())
+        made = await Worker.start("tiny", options)
         await made.load(tiny_folder)
         return made
 
@@ -261,11 +261,11 @@ def test_loading_reports_progress(tiny_folder: Path) -> None:
     asyncio.run(test())
 
 
-def test_a_killed_worker_ends_its_requests(tiny_folder: Path) -> None:
+def test_a_killed_worker_ends_its_requests(tiny_folder: Path, options: WorkerOptions) -> None:
     """Those that run, and those that come later."""
 
     async def test() -> None:
-        worker = await Worker.start("mlxm/tiny", WorkerOptions())
+        worker = await Worker.start("mlxm/tiny", options)
         await worker.load(tiny_folder)
         ends: list[str] = []
         running = worker.generate(order("running", max_tokens=4000), lambda: ends.append("running"))
@@ -286,13 +286,15 @@ def test_a_killed_worker_ends_its_requests(tiny_folder: Path) -> None:
     asyncio.run(test())
 
 
-def test_a_worker_computes_in_a_folder_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_worker_computes_in_a_folder_of_its_own(tiny_folder: Path, tmp_path: Path, options: WorkerOptions) -> None:
     """Nobody else may enter it, the worker's temporary files go there, and a death is told once with its last words."""
     scratch = tmp_path / "cache" / "worker"
     deaths: list[str] = []
 
     async def test() -> None:
-        worker = await Worker.start("tiny", WorkerOptions(scratch=scratch), lambda error: deaths.append(error.message))
+        worker = await Worker.start(
+            "tiny", msgspec.structs.replace(options, scratch=scratch), lambda error: deaths.append(error.message)
+        )
         assert scratch.stat().st_mode & 0o777 == 0o700
         assert psutil.Process(worker.pid).environ()["TMPDIR"] == str(scratch)
         await worker.load(tiny_folder)
@@ -312,12 +314,12 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
         WorkerOptions(scratch=tmp_path).environ()
 
 
-def test_a_worker_that_is_told_to_leave_is_no_death(tiny_folder: Path) -> None:
+def test_a_worker_that_is_told_to_leave_is_no_death(tiny_folder: Path, options: WorkerOptions) -> None:
     """Nor is one that cannot start left untold."""
     deaths: list[MlxmError] = []
 
     async def test() -> None:
-        worker = await Worker.start("tiny", WorkerOptions(), deaths.append)
+        worker = await Worker.start("tiny", options, deaths.append)
         await worker.load(tiny_folder)
         await worker.stop()
         assert deaths == []
@@ -328,11 +330,11 @@ def test_a_worker_that_is_told_to_leave_is_no_death(tiny_folder: Path) -> None:
     asyncio.run(test())
 
 
-def test_stopping_ends_requests_politely(tiny_folder: Path) -> None:
+def test_stopping_ends_requests_politely(tiny_folder: Path, options: WorkerOptions) -> None:
     """Their clients may come again."""
 
     async def test() -> None:
-        worker = await Worker.start("tiny", WorkerOptions())
+        worker = await Worker.start("tiny", options)
         await worker.load(tiny_folder)
         stream = worker.generate(order("a", max_tokens=4000))
         assert await anext(stream) == RequestStarted(request_id="a")

@@ -6,7 +6,16 @@ from typing import Any
 import anthropic
 import pytest
 
-from mlxm.errors import InternalError, InvalidRequest, MlxmError, ModelNotFound, NotAuthenticated, Overloaded, TimedOut
+from mlxm.errors import (
+    ContextTooLong,
+    InternalError,
+    InvalidRequest,
+    MlxmError,
+    ModelNotFound,
+    NotAuthenticated,
+    Overloaded,
+    TimedOut,
+)
 from mlxm.testing.backends import ECHO_MODEL, EchoBackend, ScriptedBackend, Step
 from mlxm.types import (
     ChatRequest,
@@ -245,6 +254,23 @@ def test_an_error_in_a_stream() -> None:
         assert stream.current_message_snapshot.content[0].text == "a"
 
     with_sdk(scenario, ScriptedBackend(lambda _: script))
+
+
+def test_more_tokens_than_there_is_room_for() -> None:
+    """Clients name the largest number they know: the answer ends where the context does, if there is room at all."""
+
+    def script(request: object) -> list[Step]:
+        assert isinstance(request, ChatRequest)
+        is_full = len(request.messages) > 1
+        return [ContextTooLong("no room")] if is_full or request.max_tokens is not None else ANSWER
+
+    async def scenario(client: anthropic.AsyncAnthropic) -> None:
+        answer = await client.messages.create(model="m", max_tokens=9999, messages=HELLO)
+        assert answer.stop_reason == "end_turn"
+        with pytest.raises(anthropic.BadRequestError, match="no room"):
+            await client.messages.create(model="m", max_tokens=9999, messages=HELLO, system="s")
+
+    with_sdk(scenario, ScriptedBackend(script))
 
 
 def test_keys_come_in_either_header() -> None:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mlxm.child import Child
-from mlxm.errors import InternalError, OutOfMemory, WorkerDied
+from mlxm.errors import ContextTooLong, InternalError, WorkerDied
 from mlxm.frames import Delta, FromWorker, Generate, Load, Loaded, RequestEnded, RequestStarted, Shutdown, Stats, Step
 from mlxm.pool.stream import RequestEvent, RequestStream
 from mlxm.pool.worker import Name, Worker, WorkerOptions
@@ -224,7 +224,7 @@ def test_the_urgent_goes_first(runner: asyncio.Runner, tiny_folder: Path, verdic
         assert ends == ["running", "high", "normal", "low"]
         fault = (await ask_for_end(worker, order("large", prompt(5000), 10))).fault
         assert fault is not None
-        assert isinstance(fault.error(), OutOfMemory)
+        assert isinstance(fault.error(), ContextTooLong)
         await worker.stop()
 
     runner.run(bounded(test()))

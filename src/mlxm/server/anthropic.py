@@ -16,6 +16,7 @@ from mlxm.server.body import read_json_body
 from mlxm.server.exchange import IGNORED_HEADER, Exchange, Question, Route, StreamForm, check_ready
 from mlxm.server.openai import refuse_what_needs_families
 from mlxm.server.request_id import request_id_of
+from mlxm.server.room import chat_in_room
 from mlxm.server.services import Services
 from mlxm.types import Models
 from mlxm.wire import anthropic_messages, anthropic_messages_answers
@@ -72,7 +73,7 @@ def _understand(body: bytes, request_id: str, *, knows_tools: bool) -> Question:
     return Question(
         model=chat.model,
         ignored=(*asked.ignored, *understood.ignored),
-        ask=lambda backend: backend.chat(chat),
+        ask=lambda backend: chat_in_room(backend, chat),
         write_all=partial(anthropic_messages_answers.message, heading),
         writer=writer if request.stream else None,
         form=_FORM,

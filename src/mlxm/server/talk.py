@@ -15,6 +15,7 @@ import msgspec
 
 from mlxm.errors import Cancelled, ContextTooLong
 from mlxm.server.live import Fail
+from mlxm.server.room import chat_in_room
 from mlxm.store.responses import Responses, StoredResponse
 from mlxm.types import Backend, ChatRequest, Ended, Event, Message
 from mlxm.wire.kinds import Json
@@ -92,7 +93,7 @@ class Talk:
         while True:
             is_begun = False
             try:
-                async with aclosing(backend.chat(chat)) as events:
+                async with aclosing(chat_in_room(backend, chat)) as events:
                     async for event in events:
                         is_begun = True
                         yield event

@@ -118,8 +118,4 @@ class Responses:
 
 
 def _not_found(response_id: str) -> NotFound:
-    return NotFound(
-        f"There is no stored response {response_id}.",
-        hint="Send the whole conversation instead.",
-        param="previous_response_id",
-    )
+    return NotFound(f"There is no stored response {response_id}.", hint="It was never kept, or its time is up.")
