@@ -340,19 +340,6 @@ def test_a_coding_clients_request_is_understood() -> None:
     assert [tool.name for tool in request.tools] == ["find"]
 
 
-def test_what_needs_families_is_refused_by_name() -> None:
-    """Where the backend cannot act on it, neither for an answer nor to count."""
-
-    async def run() -> None:
-        async with serving(EchoBackend(), knows_tools=False) as server:
-            body = {"model": ECHO_MODEL, "max_tokens": 9, "messages": HELLO, "tools": [TOOL]}
-            for path in ("/v1/messages", "/v1/messages/count_tokens"):
-                response = await server.http.post(path, json=body)
-                assert (response.status_code, response.json()["error"]["param"]) == (400, "tools")
-
-    asyncio.run(run())
-
-
 def test_a_silent_stream_pings() -> None:
     """In this dialect's way, so that nobody takes it for dead."""
 

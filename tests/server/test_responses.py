@@ -397,17 +397,6 @@ def test_an_error_in_a_stream_ends_the_response() -> None:
     assert failed["sequence_number"] == error["sequence_number"] + 1
 
 
-def test_what_needs_families_is_refused_by_name() -> None:
-    """Where the backend cannot act on it."""
-
-    async def scenario(client: openai.AsyncOpenAI) -> None:
-        with pytest.raises(openai.BadRequestError) as caught:
-            await client.responses.create(model=ECHO_MODEL, input="a", tools=[TOOL])
-        assert caught.value.param == "tools"
-
-    with_sdk(scenario, knows_tools=False)
-
-
 def test_responses_have_their_time(tmp_path: Path) -> None:
     """After it they are as good as gone, and the next one that is stored sweeps them out."""
 

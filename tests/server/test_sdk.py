@@ -10,7 +10,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from mlxm.errors import ContextTooLong, InternalError, MlxmError, ModelNotFound, NotAuthenticated, Overloaded, TimedOut
 from mlxm.testing.backends import ECHO_MODEL, EchoBackend, ScriptedBackend, Step
 from mlxm.types import ChoiceEnded, Ended, ReasoningDelta, Started, TextDelta, Usage
-from tests.server.harness import Running, serving
+from tests.server.harness import serving
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello there"}]
 TOOL: Any = {"type": "function", "function": {"name": "say", "parameters": {"type": "object"}}}
@@ -221,40 +221,6 @@ def test_batch_routes_have_low_priority() -> None:
             await server.chat()
             assert (chat.choices[0].message.content, text.choices[0].text) == ("Hello there", "a")
             assert [request.priority for request in backend.requests] == [2, 2, 1]
-
-    asyncio.run(run())
-
-
-def test_what_needs_families_is_refused_by_name() -> None:
-    """Where the backend cannot act on it."""
-    call = {"id": "c", "type": "function", "function": {"name": "say", "arguments": "{}"}}
-    user: dict[str, Any] = {"role": "user", "content": "x"}
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"tools": [TOOL]}, "tools"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
-        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
-        (
-            {"continue_final_message": True, "messages": [{"role": "assistant", "content": "x"}]},
-            "continue_final_message",
-        ),
-        ({"messages": [user, {"role": "assistant", "tool_calls": [call]}]}, "messages[1].tool_calls"),
-        ({"messages": [user, {"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages[1].role"),
-        ({"messages": [{"role": "assistant", "content": "x", "reasoning": "y"}]}, "messages[0].reasoning_content"),
-    ]
-
-    async def check(server: Running) -> None:
-        for fields, param in cases:
-            response = await server.chat(**fields)
-            assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
-            assert response.json()["error"]["code"] == "unsupported_parameter"
-        asked = {"model": ECHO_MODEL, "messages": [user], "tools": [TOOL]}
-        response = await server.http.post("/tokenize", json=asked)
-        assert response.json()["error"]["param"] == "tools"
-        assert (await server.chat(tools=[], tool_choice="auto")).status_code == 200
-
-    async def run() -> None:
-        async with serving(EchoBackend(), knows_tools=False) as server:
-            await check(server)
 
     asyncio.run(run())
 

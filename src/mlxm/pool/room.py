@@ -120,8 +120,9 @@ class Room:
         pinned_bytes = sum(other.used_bytes for other in staying)
         if need.least_bytes + pinned_bytes > budget:
             beside = f" beside the pinned ones, which take {_size(pinned_bytes)}" if pinned_bytes else ""
+            least = _size(need.least_bytes)
             raise OutOfMemory(
-                f"{slot.model.name} needs {_size(need.least_bytes)} of memory; models may take {_size(budget)}{beside}.",
+                f"{slot.model.name} needs {least} of memory; models may take {_size(budget)}{beside}.",
                 hint="Choose a smaller model, unpin others, or raise the setting memory.budget.",
                 retry_after_s=_RETRY_S,
             )

@@ -14,7 +14,6 @@ from litestar.response.base import ASGIResponse
 
 from mlxm.server.body import read_json_body
 from mlxm.server.exchange import IGNORED_HEADER, Exchange, Question, Route, StreamForm, check_ready
-from mlxm.server.openai import refuse_what_needs_families
 from mlxm.server.request_id import request_id_of
 from mlxm.server.room import chat_in_room
 from mlxm.server.services import Services
@@ -30,11 +29,10 @@ _FORM: Final = StreamForm(keep_alive=PING, end=b"")
 def anthropic_routes(services: Services) -> list[HTTPRouteHandler]:
     """Every route of this dialect; tokens are counted where the backend knows its models."""
     route = Route(path=MESSAGES, dialect="anthropic", deadline=services.timeouts.chat())
-    understand = partial(_understand, knows_tools=services.knows_tools)
 
     @post(MESSAGES, status_code=200)
     async def answer(request: Request[Any, Any, Any]) -> ASGIResponse:
-        return await Exchange(services, request, route).respond(understand)
+        return await Exchange(services, request, route).respond(_understand)
 
     return [answer] if services.models is None else [answer, _count_route(services, services.models)]
 
@@ -44,8 +42,6 @@ def _count_route(services: Services, models: Models) -> HTTPRouteHandler:
     async def count_tokens(request: Request[Any, Any, Any]) -> Response[bytes]:
         asked = anthropic_messages.read_count_tokens(await read_json_body(request, services.limits))
         understood = asked.request.to_chat(request_id_of(request.scope))
-        if not services.knows_tools:
-            refuse_what_needs_families(understood.chat)
         check_ready(services)
         encoded = await models.tokenize(understood.chat)
         ignored = (*asked.ignored, *understood.ignored)
@@ -58,13 +54,11 @@ def _count_route(services: Services, models: Models) -> HTTPRouteHandler:
     return count_tokens
 
 
-def _understand(body: bytes, request_id: str, *, knows_tools: bool) -> Question:
+def _understand(body: bytes, request_id: str) -> Question:
     asked = anthropic_messages.read_messages(body)
     request = asked.request
     understood = request.to_chat(request_id)
     chat = understood.chat
-    if not knows_tools:
-        refuse_what_needs_families(chat)
     heading = Heading.of(request_id, chat.model, shows_thinking=request.shows_thinking)
 
     def writer() -> Callable[..., bytes]:

@@ -12,10 +12,9 @@ from litestar.response import Response
 
 from mlxm.server.body import read_json_body
 from mlxm.server.exchange import check_ready
-from mlxm.server.openai import refuse_what_needs_families
 from mlxm.server.request_id import request_id_of
 from mlxm.server.services import Services
-from mlxm.types import ChatRequest, Models
+from mlxm.types import Models
 from mlxm.wire import anthropic_models, openai_models
 from mlxm.wire.anthropic_models import VERSION_HEADER, read_page
 from mlxm.wire.openai_models import Detokenized, Tokenized
@@ -55,8 +54,6 @@ def _token_routes(services: Services, models: Models) -> list[HTTPRouteHandler]:
     async def tokenize(request: Request[Any, Any, Any]) -> Response[bytes]:
         asked = openai_models.read_tokenize(await read_json_body(request, services.limits))
         neutral = asked.to_request(request_id_of(request.scope))
-        if isinstance(neutral, ChatRequest) and not services.knows_tools:
-            refuse_what_needs_families(neutral)
         check_ready(services)
         encoded = await models.tokenize(neutral, is_bare=asked.is_bare)
         return _json(Tokenized(count=len(encoded.ids), max_model_len=encoded.context_length, tokens=encoded.ids))

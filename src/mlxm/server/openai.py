@@ -11,11 +11,9 @@ from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
-from mlxm.errors import UnsupportedParameter
 from mlxm.server.exchange import Exchange, Question, Route, Understand
 from mlxm.server.prompts import complete_all
 from mlxm.server.services import Services
-from mlxm.types import ChatRequest, ReasoningPart, Thinking, ToolCallPart
 from mlxm.wire import openai_chat, openai_chat_answers, openai_completions, openai_completions_answers
 from mlxm.wire.openai_completions_answers import Wanted
 from mlxm.wire.openai_usage import Heading
@@ -30,14 +28,13 @@ _DIALECT = "openai"
 def openai_routes(services: Services) -> list[HTTPRouteHandler]:
     """Every route on which a text is asked for."""
     chat, completions = services.timeouts.chat(), services.timeouts.completions()
-    understand_chat = partial(_understand_chat, knows_tools=services.knows_tools)
     return [
-        _route(services, Route(path=CHAT_COMPLETIONS, dialect=_DIALECT, deadline=chat), understand_chat),
+        _route(services, Route(path=CHAT_COMPLETIONS, dialect=_DIALECT, deadline=chat), _understand_chat),
         _route(services, Route(path=COMPLETIONS, dialect=_DIALECT, deadline=completions), _understand_completion),
         _route(
             services,
             Route(path=BATCH_CHAT_COMPLETIONS, dialect=_DIALECT, deadline=chat),
-            partial(understand_chat, is_batch=True),
+            partial(_understand_chat, is_batch=True),
         ),
         _route(
             services,
@@ -55,12 +52,10 @@ def _route(services: Services, route: Route, understand: Understand) -> HTTPRout
     return answer
 
 
-def _understand_chat(body: bytes, request_id: str, *, knows_tools: bool, is_batch: bool = False) -> Question:
+def _understand_chat(body: bytes, request_id: str, *, is_batch: bool = False) -> Question:
     asked = openai_chat.read_request(body)
     request = asked.request
     chat = request.to_chat(request_id, is_batch=is_batch)
-    if not knows_tools:
-        refuse_what_needs_families(chat)
     heading = _heading(openai_chat_answers.KIND, request_id, chat.model)
     write_all = partial(openai_chat_answers.completion, heading, has_logprobs=chat.num_logprobs is not None)
 
@@ -101,26 +96,3 @@ def _understand_completion(body: bytes, request_id: str, *, is_batch: bool = Fal
 
 def _heading(kind: str, request_id: str, model: str) -> Heading:
     return Heading.of(kind, request_id, model, int(time.time()))
-
-
-def refuse_what_needs_families(chat: ChatRequest) -> None:
-    """Refuse by name what only a backend that knows the families of models can act on."""
-    if chat.tools:
-        raise _not_yet("tools")
-    if chat.thinking != Thinking():
-        raise _not_yet("reasoning_effort")
-    if chat.template_options != "{}":
-        raise _not_yet("chat_template_kwargs")
-    if chat.continues_final:
-        raise _not_yet("continue_final_message")
-    for index, message in enumerate(chat.messages):
-        if message.role == "tool":
-            raise _not_yet(f"messages[{index}].role")
-        if any(isinstance(part, ToolCallPart) for part in message.content):
-            raise _not_yet(f"messages[{index}].tool_calls")
-        if any(isinstance(part, ReasoningPart) for part in message.content):
-            raise _not_yet(f"messages[{index}].reasoning_content")
-
-
-def _not_yet(place: str) -> UnsupportedParameter:
-    return UnsupportedParameter(f"{place} is not supported yet.", hint="Leave it out.", param=place)

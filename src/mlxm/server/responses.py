@@ -16,7 +16,6 @@ from litestar.response.base import ASGIResponse
 
 from mlxm.errors import InvalidRequest
 from mlxm.server.exchange import Exchange, Question, Route, StreamForm
-from mlxm.server.openai import refuse_what_needs_families
 from mlxm.server.services import Services
 from mlxm.server.talk import Asked, Talk
 from mlxm.store.responses import Responses
@@ -40,9 +39,7 @@ def responses_routes(services: Services) -> list[HTTPRouteHandler]:
     @post(RESPONSES, status_code=200)
     async def answer(request: Request[Any, Any, Any]) -> ASGIResponse:
         store = await _store(services)
-        return await Exchange(services, request, route).respond(
-            partial(_understand, store=store, under_way=under_way, services=services)
-        )
+        return await Exchange(services, request, route).respond(partial(_understand, store=store, under_way=under_way))
 
     return [answer, *_stored_routes(services, under_way)]
 
@@ -98,14 +95,10 @@ def _no_store(param: str) -> InvalidRequest:
     )
 
 
-def _understand(
-    body: bytes, request_id: str, *, store: Responses | None, under_way: UnderWay, services: Services
-) -> Question:
+def _understand(body: bytes, request_id: str, *, store: Responses | None, under_way: UnderWay) -> Question:
     asked = openai_responses.read_request(body)
     request = asked.request
     chat = request.to_chat(request_id)
-    if not services.knows_tools:
-        refuse_what_needs_families(chat)
     if request.previous_response_id is not None and store is None:
         raise _no_store("previous_response_id")
     talk = Talk(

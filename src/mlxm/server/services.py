@@ -27,9 +27,8 @@ def _always_ready() -> str | None:
 class Services:
     """The collaborators of every route; `ready` says why requests are not served yet, or None.
 
-    Without a `control_token` nobody may manage. `downloads` are made when first asked for. `knows_tools` is whether
-    the backend can act on tools, and on all else that depends on a model's family. Responses are stored where there is
-    a `database`, for `keep_responses_s`.
+    Without a `control_token` nobody may manage. `downloads` are made when first asked for. Responses are stored
+    where there is a `database`, for `keep_responses_s`.
     """
 
     backend: Backend
@@ -43,7 +42,6 @@ class Services:
     control_token: str | None = None
     downloads: Callable[[], Awaitable[Downloads]] | None = None
     orders: PoolOrders | None = None
-    knows_tools: bool = True
     models: Models | None = None
     database: Callable[[], Awaitable[Database]] | None = None
     keep_responses_s: float = 0.0
