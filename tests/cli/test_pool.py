@@ -87,6 +87,11 @@ class FakeServer:
         self.asked.append((name, how))
         return self.rows.pop(0)
 
+    def restart(self, name: str, *, now: bool) -> ModelStatus:
+        """The first state of a model."""
+        self.asked.append((name, now))
+        return self.rows.pop(0)
+
     def unload(self, name: str | None, *, now: bool) -> PoolStatus:
         """All are gone."""
         self.asked.append((name, now))
@@ -220,6 +225,13 @@ def test_what_makes_no_sense_is_refused(cabinet: Cabinet, args: list[str]) -> No
     assert "hint: " in ran.err
 
 
+def test_a_restart_is_waited_for(cabinet: Cabinet, meet: Callable[[FakeServer], FakeServer]) -> None:
+    """Then its new process is told."""
+    server = meet(FakeServer(rows=(LOADING, READY)))
+    assert cabinet.run("restart", "a", "--now").out == f"{READY.model} runs in a new process: {READY.pid}\n"
+    assert server.asked == [("a", True)]
+
+
 def test_unloading_tells_what_is_left(cabinet: Cabinet, meet: Callable[[FakeServer], FakeServer]) -> None:
     """Of one, or of all."""
     server = meet(FakeServer())
@@ -247,7 +259,6 @@ def test_a_running_server_takes_orders(cabinet: Cabinet) -> None:
         assert cabinet.run("ps").out.count("\n") == 2
         row = json.loads(cabinet.run("restart", "mlxm/tiny", "--json").out)
         assert row["pid"] != before["pid"]
-        assert cabinet.run("restart", "mlxm/tiny").out.startswith("mlxm/tiny runs in a new process: ")
         assert cabinet.run("unload", "mlxm/tiny", "--now").code == 0
         assert cabinet.run("unload", "mlxm/tiny").code == 4
         ran = cabinet.run("load", "nobody/nothing")
