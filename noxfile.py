@@ -79,7 +79,8 @@ def tests(session: nox.Session) -> None:
     data.parent.mkdir(exist_ok=True)
     session.env["COVERAGE_FILE"] = str(data)
     session.run(coverage, "erase")
-    session.run(coverage, "run", "-m", "pytest", *session.posargs)
+    chosen = session.posargs or ["--numprocesses", "2", "--dist", "loadfile"]
+    session.run(coverage, "run", "-m", "pytest", *chosen)
     if not session.posargs:
         session.run(coverage, "combine", "--quiet")
         session.run(coverage, "report")
