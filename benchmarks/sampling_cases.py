@@ -191,7 +191,8 @@ class _Constrained(_Sampled):
         for place, token in enumerate(tokens):
             if self._guides[place].accept(token):
                 self._guides[place] = self._follower()
-        self._grammars.refresh(self._guides)
+        for guide in self._guides:
+            guide.refresh()
 
     def _follower(self) -> Guide:
         return self._grammars.guide(self._grammar)
