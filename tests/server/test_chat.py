@@ -205,6 +205,30 @@ def test_failure_in_the_middle(stream: bool) -> None:  # noqa: FBT001  # named b
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("is_last", [True, False])
+def test_what_cannot_be_written_ends_a_stream_in_words(is_last: bool) -> None:  # noqa: FBT001  # named by pytest
+    """Half a character has no bytes: the stream tells of a failure, and so does the audit row."""
+    ending = [ChoiceEnded(choice=0, reason="stop"), Ended(Usage(prompt_tokens=1))]
+    script = [
+        Started(1),
+        TextDelta(choice=0, text="t"),
+        TextDelta(choice=0, text="\ud83d"),
+        *(ending if is_last else []),
+    ]
+
+    async def scenario() -> None:
+        rows, log = KeptRows(), KeptLines()
+        async with serving(ScriptedBackend(lambda _: script), trail=rows, log=log) as server:
+            response = await server.chat(stream=True)
+            assert payloads(response.text)[-1]["error"]["code"] == "internal_error"
+            assert "[DONE]" not in response.text
+            assert [(row.status, row.error_code) for row in rows.rows] == [(500, "internal_error")]
+            assert [line["event"] for line in log.lines].count("unexpected_error") == 1
+            await until(lambda: server.live.num_answers == 0)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("num_events", [0, 2])
 def test_unforeseen_failures_are_logged_and_not_shown(

@@ -16,7 +16,7 @@ from mlxm.errors import Cancelled, MlxmError, Unavailable
 from mlxm.server.answer import Answer
 from mlxm.server.body import read_json_body
 from mlxm.server.entry import Entry
-from mlxm.server.errors import encode_error, guarded
+from mlxm.server.errors import encode_error, guarded, report_unexpected
 from mlxm.server.limits import Deadline
 from mlxm.server.live import Fail
 from mlxm.server.request_id import request_id_of
@@ -149,12 +149,17 @@ class Exchange:
             while not (events and isinstance(events[-1], Ended)):
                 yield b"".join(map(write, events)) if events else form.keep_alive
                 events = await answer.take(self._services.limits.keep_alive_s)
-        except MlxmError as error:
-            await self._entry.close(error)
-            yield form.write_error(encode_error(error, self._request_id))
+            last = b"".join(map(write, events)) + form.end
+        except Exception as error:  # noqa: BLE001  (the server's boundary: a stream does not end without a word)
+            told = error if isinstance(error, MlxmError) else self._unexpected(error)
+            await self._entry.close(told)
+            yield form.write_error(encode_error(told, self._request_id))
             return
         await self._entry.close(None)
-        yield b"".join(map(write, events)) + form.end
+        yield last
+
+    def _unexpected(self, error: Exception) -> MlxmError:
+        return report_unexpected(error, self._request_id, self._services.log)
 
 
 def _headers(question: Question, events: list[Event]) -> dict[str, str]:

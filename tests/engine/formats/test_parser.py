@@ -175,3 +175,18 @@ def test_schemas_of_no_object_say_nothing() -> None:
 def test_values_become_what_their_types_allow(text: str, types: set[str], value: str) -> None:
     """And strings when they are none of it."""
     assert to_json(text, frozenset(types)) == value  # type: ignore[arg-type]  # names of types
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [(r"\ud83d\ude00", '{"city": "\N{GRINNING FACE}"}'), (r"\ud83d", None)],
+    ids=["whole", "half"],
+)
+def test_characters_that_python_escapes_in_halves(written: str, expected: str | None) -> None:
+    """They become whole ones; half a one makes the call plain text, because no JSON can say it."""
+    parser = open_parser(BY_NAME["llama-3"], tools=(Tool(name="weather", parameters="{}"),))
+    text = f'[weather(city="{written}")]'
+    events = [*parser.feed(text), *parser.finish()]
+    arguments = "".join(event.arguments for event in events if isinstance(event, ToolCallDelta))
+    assert (arguments or None) == expected
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == ("" if expected else text)

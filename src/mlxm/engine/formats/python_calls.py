@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ import msgspec
 from mlxm.engine.formats.calls import Calls
 from mlxm.engine.formats.lark import Rules, Written, parameters_of
 from mlxm.engine.formats.reader import Literals, NotACall, Reader, Reading
-from mlxm.engine.formats.schema import parse_python
+from mlxm.engine.formats.schema import parse_python, write_json
 from mlxm.types import Tool
 
 _LIMIT: Final = 1 << 16
@@ -126,7 +125,7 @@ def _read_call(node: ast.expr) -> tuple[str, str]:
         raise NotACall
     try:
         values = {_key(keyword): _value(keyword.value) for keyword in node.keywords}
-        return _name(node.func), json.dumps(values, ensure_ascii=False, allow_nan=False)
+        return _name(node.func), write_json(values)
     except (MemoryError, RecursionError, TypeError, ValueError) as error:
         raise NotACall from error
 

@@ -124,9 +124,18 @@ def _structure(text: str, types: frozenset[JsonType]) -> str | None:
 
 def _python_structure(text: str) -> str | None:
     try:
-        return json.dumps(ast.literal_eval(parse_python(text, "eval").body), ensure_ascii=False, allow_nan=False)
+        return write_json(ast.literal_eval(parse_python(text, "eval").body))
     except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
         return None
+
+
+def write_json(value: object) -> str:
+    """What Python has read, as JSON; halves of characters that were escaped one by one become whole characters.
+
+    Raises ValueError for what JSON has no way to say, half a character among it.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 @overload
