@@ -245,6 +245,7 @@ def test_an_answers_own_grammar_leaves_room_for_thoughts() -> None:
     for grammar, good, bad in (
         (plain, "yes", "maybe"),
         (Grammar(kind="regex", source="a/b+\n"), "a/bb\n", "a/"),
+        (Grammar(kind="regex", source=r"\d\/\d"), "1/2", r"1\/2"),
         (Grammar(kind="json_object", source=""), '{"a":1}', "[]"),
         (Grammar(kind="json_schema", source='{"type": "boolean"}'), "true", "1"),
         (Grammar(kind="lark", source='start: "x" b\nb: "y"'), "xy", "x"),
@@ -254,6 +255,7 @@ def test_an_answers_own_grammar_leaves_room_for_thoughts() -> None:
         for text, is_good in ((good, True), (bad, False)):
             assert accepts(thinking, text) is is_good
             assert accepts(thinking, f"<think>\nHm.\n</think>\n\n{text}") is is_good
+            assert not accepts(thinking, f"<think>\nHm.\n</think>\n\n {text}")  # it would be answer
             assert accepts(channels, f"<|channel|>final<|message|>{text}") is is_good
 
 

@@ -7,6 +7,7 @@ model may open them itself, they are part of the grammar.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -19,7 +20,8 @@ from mlxm.engine.formats.parser import opens_thoughts
 from mlxm.engine.formats.tools import TOOLS, ReasoningTags
 from mlxm.types import Grammar, Tool, ToolChoice
 
-_SPACE: Final = r"/[ \n]{0,4}/"
+_SLASH: Final = re.compile(r"(\\.)|/", re.DOTALL)
+"""A slash that is not escaped, or anything that is."""
 _WORDS: Final = "/(?s:.*)/"
 _NO_BRACKET: Final = r"/([^\[{](?s:.*))?/"
 _START, _CHANNEL, _CONSTRAIN, _MESSAGE, _END, *_ = MARKERS
@@ -82,7 +84,8 @@ def _embedded(grammar: Grammar) -> str:
         case "json_object":
             return "%json " + json.dumps({"type": "object"} | _COMPACT)
         case "regex":
-            return "/" + grammar.source.replace("/", r"\/").replace("\n", r"\n") + "/"
+            escaped = _SLASH.sub(lambda found: found[1] or r"\/", grammar.source)
+            return "/" + escaped.replace("\n", r"\n") + "/"
         case "choice":
             return " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.source))
         case "lark":
@@ -100,9 +103,14 @@ def _guided(family: Family, rules: Rules, body: str, ending: str) -> Grammar:
     if tags is None or _is_closed(tags, ending):
         return Grammar(kind="lark", source=rules.source(body))
     if opens_thoughts(tags, ending):
-        return Grammar(kind="lark", source=rules.source(f"{_SPACE} {body}"), after=tags.close)
-    thought = rules.rule(f"{rules.text(tags.open)} {rules.until(tags.close)} {_SPACE}")
+        return Grammar(kind="lark", source=rules.source(f"{_pause(tags, rules)} {body}"), after=tags.close)
+    thought = rules.rule(f"{rules.text(tags.open)} {rules.until(tags.close)} {_pause(tags, rules)}")
     return Grammar(kind="lark", source=rules.source(f"({thought})? {body}"))
+
+
+def _pause(tags: ReasoningTags, rules: Rules) -> str:
+    """What may stand between thoughts and answer: all of what the template prints there, or nothing, is not answer."""
+    return f"({rules.text(tags.after_close)})?" if tags.after_close else ""
 
 
 def _is_closed(tags: ReasoningTags, ending: str) -> bool:
