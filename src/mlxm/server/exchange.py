@@ -16,7 +16,7 @@ from mlxm.errors import Cancelled, MlxmError, Unavailable
 from mlxm.server.answer import Answer
 from mlxm.server.body import read_json_body
 from mlxm.server.entry import Entry
-from mlxm.server.errors import encode_error, guarded, report_unexpected
+from mlxm.server.errors import encode_error, guarded
 from mlxm.server.limits import Deadline
 from mlxm.server.live import Fail
 from mlxm.server.request_id import request_id_of
@@ -117,8 +117,9 @@ class Exchange:
             events = await unless_gone(answer.take_all(), self._request.receive)
         finally:
             await answer.close()
+        body = question.write_all(events)
         await self._entry.close(None)
-        return ASGIResponse(body=question.write_all(events), headers=_headers(question, events))
+        return ASGIResponse(body=body, headers=_headers(question, events))
 
     async def _stream(self, answer: Answer, write: Write, question: Question) -> ASGIResponse:
         """A stream, begun when the first event is there or slow to come: until then an error has its own status."""
@@ -147,19 +148,23 @@ class Exchange:
         """The stream's bytes; all events that wait together travel together."""
         try:
             while not (events and isinstance(events[-1], Ended)):
-                yield b"".join(map(write, events)) if events else form.keep_alive
+                yield await self._written(write, events) if events else form.keep_alive
                 events = await answer.take(self._services.limits.keep_alive_s)
-            last = b"".join(map(write, events)) + form.end
-        except Exception as error:  # noqa: BLE001  (the server's boundary: a stream does not end without a word)
-            told = error if isinstance(error, MlxmError) else self._unexpected(error)
-            await self._entry.close(told)
-            yield form.write_error(encode_error(told, self._request_id))
+            last = await self._written(write, events) + form.end
+        except MlxmError as error:
+            await self._entry.close(error)
+            yield form.write_error(encode_error(error, self._request_id))
             return
         await self._entry.close(None)
         yield last
 
-    def _unexpected(self, error: Exception) -> MlxmError:
-        return report_unexpected(error, self._request_id, self._services.log)
+    async def _written(self, write: Write, events: list[Event]) -> bytes:
+        """Events as bytes, inside the server's boundary: a stream does not end without a word."""
+
+        async def work() -> bytes:
+            return b"".join(map(write, events))
+
+        return await guarded(work(), self._request_id, self._services.log)
 
 
 def _headers(question: Question, events: list[Event]) -> dict[str, str]:
